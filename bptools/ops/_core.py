@@ -1,0 +1,468 @@
+"""The op core: a forward and a backward, both plain functions, become one sound `autograd.Function`.
+
+An op is declared once::
+
+    linear = Op(linear_forward, linear_backward, outputs="y", grads="x weight bias")
+
+and everything is wired by name. `linear_backward(dy, x, weight, needs)` asks for what it needs: `dy` is the
+gradient of the output `y`; `x` and `weight` are inputs (or outputs) of the forward and are therefore what is
+kept for the backward pass; `needs` holds the names of the inputs whose gradient is wanted. Reading the
+signature of a backward is reading its memory bill.
+
+Two tiers compute the same thing. The **formula** is the pair of plain functions itself: the definition, which
+is differentiated again for double backward and transposed for forward mode. The **kernel** is an optional
+second pair that runs the vendor kernel for exactly this formula, where ATen has one. `backend` chooses.
+
+What the core does for every op, so that no op repeats it:
+
+- `setup_context` form and `save_for_backward` only; a tensor is kept only if a wanted gradient reads it;
+- `needs_input_grad` and undefined output gradients: no work for what nobody asked for;
+- half precision: the formula computes in float32, results are rounded once, at the end;
+- every gradient comes back in its input's shape and dtype;
+- double backward: residuals (statistics computed in the forward) are recomputed differentiably;
+- forward mode: the jvp is the transpose of the vjp, which is linear in `dy`, so no op writes a second rule;
+- vmap and torch.func by torch's generated rule; torch.compile by a twin without `jvp`, which Dynamo refuses;
+- autocast: inputs are cast as torch casts them for this op, then the op runs with autocast off, both ways.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import inspect
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+HALF = (torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float64, *HALF)
+BACKENDS = ("auto", "formula", "fused")
+
+_backend: ContextVar[str] = ContextVar("bptools.backend", default="auto")
+
+
+class backend(contextlib.ContextDecorator):
+    """Choose how ops compute, for a block, a decorated function, or from now on.
+
+    `with backend("formula"):` holds for the block; the bare call `backend("formula").set()` stays in force for
+    this thread or task. An op remembers the tier of its forward, so its backward runs in the same one.
+
+    Args:
+        name: `"auto"`: ATen's kernel where there is one for exactly this formula, the fused formula where that
+            was measured to win and a compiler is there, else the plain formula. `"formula"`: always the plain
+            formula. `"fused"`: always the formula, compiled by Inductor (the first call compiles).
+
+    Raises:
+        ValueError: if `name` is none of these.
+        RuntimeError: if `"fused"` is asked for and there is no compiler for the CPU (`g++` or `CXX`).
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in BACKENDS:
+            raise ValueError(f"backend: name must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+        if name == "fused" and not _can_fuse("cpu"):
+            raise RuntimeError("backend: 'fused' needs a C++ compiler (g++, or one named by CXX), found none")
+        self.name = name
+        self._tokens: list[Any] = []
+
+    def set(self) -> None:
+        """Make this choice the setting from now on, in this thread or task."""
+        _backend.set(self.name)
+
+    def __enter__(self) -> backend:
+        self._tokens.append(_backend.set(self.name))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _backend.reset(self._tokens.pop())
+
+
+@functools.cache
+def _can_fuse(device_type: str) -> bool:
+    """Whether Inductor has what it needs to compile for this device."""
+    if device_type == "cpu":
+        return shutil.which(os.environ.get("CXX", "g++")) is not None
+    return importlib.util.find_spec("triton") is not None
+
+
+class _Everything:
+    """The `needs` of a backward that is called by hand: every gradient is wanted."""
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+
+EVERY = _Everything()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A second implementation of an op's forward and backward, with the formula's own signatures.
+
+    Attributes:
+        forward: takes what the formula's forward takes and returns what it returns.
+        backward: takes what the formula's backward takes and returns what it returns.
+        usable: of the forward's arguments; False where the kernel does not compute exactly this formula.
+    """
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    usable: Callable[..., bool] = lambda *args: True
+
+
+class Op:
+    """A differentiable operation made of a plain forward and a plain backward.
+
+    Args:
+        forward: `x_forward(...)`, positional parameters: tensors and constants. Returns the tensors `outputs`.
+        backward: `x_backward(dy, ..., needs)`; parameters are matched by name: `d<output>` is the gradient of
+            that output, `needs` the set of wanted gradients, all others are arguments or outputs of the
+            forward. Returns one gradient (or None) for each of `grads`.
+        outputs: names of what the forward returns. The first is the result, in the dtype of the first input.
+            Those without a `d<output>` parameter in `backward` are not differentiable.
+        grads: names of the differentiable inputs, in the order in which `backward` returns their gradients.
+        keep_for: for a tensor that not every gradient reads, the names of the gradients that do. It is not
+            kept when none of them is wanted.
+        residuals: recomputes the non-differentiable outputs that the backward reads, from kept tensors and
+            constants matched by name, in the order of `outputs[1:]`. Double backward goes through it.
+        kernel: the vendor kernel, if ATen has one.
+        fuses: of the forward's arguments; True where the fused formula was measured to beat the alternatives.
+        trace: the tier that torch.compile traces: the formula, so that the compiler can fuse across ops, or
+            the kernel, where the formula is there to be read and a compiler could not do as well.
+        autocast: for each device type what torch's autocast does with this op's inputs: `"lower"` casts to the
+            autocast dtype, `"float32"` casts to float32. A device that is not named: left alone.
+        mixed: whether differentiable inputs may have different dtypes. If not, a TypeError names the odd one.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any],
+        *,
+        outputs: str,
+        grads: str,
+        keep_for: Mapping[str, str] | None = None,
+        residuals: Callable[..., Any] | None = None,
+        kernel: Kernel | None = None,
+        fuses: Callable[..., bool] | None = None,
+        trace: str = "formula",
+        autocast: Mapping[str, str] | None = None,
+        mixed: bool = False,
+    ) -> None:
+        self.name = forward.__name__.removesuffix("_forward")
+        self.__doc__ = forward.__doc__
+        self.forward, self.backward, self.residuals = forward, backward, residuals
+        self.kernel, self.fuses, self.trace = kernel, fuses, trace
+        self.autocast, self.mixed = dict(autocast or {}), mixed
+
+        self.arguments = tuple(inspect.signature(forward).parameters)
+        self.outputs = tuple(outputs.split())
+        self.grads = tuple(grads.split())
+        wanted = tuple(inspect.signature(backward).parameters)
+        self.douts = tuple("d" + name if "d" + name in wanted else None for name in self.outputs)
+        self.kept = tuple(n for n in wanted if n in self.arguments or n in self.outputs)
+        self.keep_for = {n: frozenset((keep_for or {}).get(n, grads).split()) for n in self.kept}
+        self.residual_arguments = tuple(inspect.signature(residuals).parameters) if residuals else ()
+        self._check_declaration(wanted)
+
+        self.grad_arguments = tuple((name, self.arguments.index(name)) for name in self.grads)
+        assert self.name not in _OPS, f"two ops named {self.name}"
+        _OPS[self.name] = self
+        title = self.name.title().replace("_", "")  # so that grad_fn reads <LayerNormBackward>
+        self.eager = type(title, (_Eager,), {"__doc__": self.__doc__})
+        self.traced = type(title, (_Traced,), {"__doc__": self.__doc__})
+        self.overwriting = type(title + "_", (_Inplace,), {"__doc__": self.__doc__})
+
+    def _check_declaration(self, wanted: tuple[str, ...]) -> None:
+        known = {*self.kept, *self.douts, "needs"}
+        assert known.issuperset(wanted), f"{self.name}: backward asks for {set(wanted) - known}"
+        assert set(self.grads) <= set(self.arguments), f"{self.name}: grads that are no arguments"
+        assert set(self.residual_arguments) <= set(self.kept), f"{self.name}: residuals need what is not kept"
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}({', '.join(self.arguments)})>"
+
+    # Calling an op ---------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any) -> Any:
+        """Apply the op. Arguments and results are those of the plain forward function."""
+        return self._apply(self.eager, args)
+
+    def inplace(self, x: Tensor, *args: Any) -> Any:
+        """Apply the op and write its result over its first argument, which is marked dirty.
+
+        Where the backward reads that argument, it keeps a copy.
+        """
+        if self.arguments[0] in self.kept or torch.compiler.is_compiling():
+            return x.copy_(self(x.clone(), *args))
+        return self._apply(self.overwriting, (x, *args))
+
+    def _apply(self, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
+        inputs = [(n, args[i]) for n, i in self.grad_arguments if args[i] is not None]
+        for name, value in inputs:
+            self._check_input(name, value)
+        first = inputs[0][1]
+        device = first.device.type
+        if torch.is_autocast_enabled(device):
+            args = self._autocast(device, args)
+            with torch.autocast(device, enabled=False):
+                return self._dispatch(function, args)
+        if not self.mixed:
+            for name, value in inputs:
+                if value.dtype is not first.dtype:
+                    raise TypeError(
+                        f"{self.name}: {name} must have input's dtype {first.dtype}, got {value.dtype}"
+                    )
+        return self._dispatch(function, args)
+
+    def _dispatch(self, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
+        if torch.compiler.is_compiling():
+            usable = self.trace == "kernel" and self.kernel.usable(*args)
+            return self.traced.apply(self.name, "kernel" if usable else "formula", *args)
+        return function.apply(self.name, self.tier(*args), *args)
+
+    def _check_input(self, name: str, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            got = type(value).__name__
+        elif value.dtype not in FLOATS:
+            got = str(value.dtype)
+        elif value.layout is not torch.strided:
+            got = f"layout {value.layout}"
+        else:
+            return
+        name = "input" if name == "x" else name
+        raise TypeError(f"{self.name}: {name} must be a dense tensor of a real floating dtype, got {got}")
+
+    def _autocast(self, device: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        policy = self.autocast.get(device)
+        if policy is None:
+            return args
+        dtype = torch.get_autocast_dtype(device) if policy == "lower" else torch.float32
+        cast = list(args)
+        for _, i in self.grad_arguments:
+            if args[i] is not None and args[i].dtype is not torch.float64:
+                cast[i] = args[i].to(dtype)  # outside the Function, so autograd casts the gradient back
+        return tuple(cast)
+
+    def needs(self, needs_input_grad: tuple[bool, ...]) -> frozenset[str]:
+        """The names of the inputs whose gradient is wanted."""
+        return frozenset([n for n, i in self.grad_arguments if needs_input_grad[2 + i]])
+
+    # Computing it, in one tier or another ----------------------------------------------------------------
+
+    def tier(self, *args: Any) -> str:
+        """The tier in which these arguments are computed: `"formula"`, `"kernel"` or `"fused"`."""
+        choice = _backend.get()
+        if choice == "auto":
+            if self.kernel is not None and self.kernel.usable(*args):
+                return "kernel"
+            if self.fuses is None or not self.fuses(*args) or not _can_fuse(args[0].device.type):
+                return "formula"
+        elif choice == "formula":
+            return "formula"
+        return "formula" if torch._C._are_functorch_transforms_active() else "fused"
+
+    def compute_forward(self, tier: str, args: tuple[Any, ...]) -> Any:
+        if tier == "kernel":
+            return self.kernel.forward(*args)
+        return (self._fused_forward if tier == "fused" else self._formula_forward)(*args)
+
+    def compute_backward(
+        self, tier: str, named: dict[str, Any], needs: frozenset[str]
+    ) -> tuple[Tensor | None, ...]:
+        if tier == "kernel":
+            return self.kernel.backward(**named, needs=needs)
+        return (self._fused_backward if tier == "fused" else self._formula_backward)(**named, needs=needs)
+
+    def _formula_forward(self, *args: Any) -> Any:
+        dtype = args[0].dtype
+        if dtype not in HALF:
+            return self.forward(*args)
+        outputs = self.forward(*map(_upcast, args))
+        if len(self.outputs) == 1:
+            return outputs.to(dtype)
+        return (outputs[0].to(dtype), *outputs[1:])
+
+    def _formula_backward(self, **named: Any) -> tuple[Tensor | None, ...]:
+        return self.backward(**{name: _upcast(value) for name, value in named.items()})
+
+    @functools.cached_property
+    def _fused_forward(self) -> Callable[..., Any]:
+        return torch.compile(self._formula_forward, fullgraph=True)
+
+    @functools.cached_property
+    def _fused_backward(self) -> Callable[..., Any]:
+        return torch.compile(self._formula_backward, fullgraph=True)
+
+    def recompute_residuals(self, named: dict[str, Any]) -> dict[str, Any]:
+        """The kept residuals again, this time as differentiable functions of the kept inputs."""
+        if self.residuals is None:
+            return {}
+        residuals = self.residuals(**{name: _upcast(named[name]) for name in self.residual_arguments})
+        residuals = residuals if isinstance(residuals, tuple) else (residuals,)
+        again = zip(self.outputs[1:], residuals, strict=False)
+        return {name: value for name, value in again if named.get(name) is not None}
+
+
+def _upcast(value: Any) -> Any:
+    """Half precision to float32; anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+class _PositionalSignature(inspect.Signature):
+    """A signature whose `bind` does nothing.
+
+    `Function.apply` binds its arguments to the forward's signature on each call, for the sake of defaults that
+    our forwards do not have; that took 13 of the 18 µs that an apply cost (torch 2.15, Python 3.11).
+    """
+
+    def __init__(self) -> None:
+        super().__init__([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
+
+    def bind(self, *args: Any, **kwargs: Any) -> _Bound:
+        return _Bound(args, kwargs)
+
+
+@dataclass(slots=True)
+class _Bound:
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def apply_defaults(self) -> None:
+        """Nothing to apply."""
+
+
+# Dynamo can trace a Function that looks its op up by name, but not one that holds the op in a closure.
+_OPS: dict[str, Op] = {}
+
+
+class _Traced(torch.autograd.Function):
+    """The Function of every op, as torch.compile sees it. Each op has a subclass that carries its name."""
+
+    @staticmethod
+    def forward(name, tier, *args):
+        return _OPS[name].compute_forward(tier, args)
+
+    forward.__func__.__signature__ = _PositionalSignature()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        name, tier, *args = inputs
+        op = _OPS[name]
+        outputs = output if isinstance(output, tuple) else (output,)
+        if constants := [o for o, d in zip(outputs, op.douts, strict=True) if d is None]:
+            ctx.mark_non_differentiable(*constants)
+
+        named = {**dict(zip(op.arguments, args, strict=True)), **dict(zip(op.outputs, outputs, strict=True))}
+        needs = op.needs(ctx.needs_input_grad)
+        # In forward mode everything is kept, in one order for both saves: the vmap rule that torch generates
+        # has a single record of their batch dimensions.
+        forward_mode = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+        tensors, rest = {}, {}
+        for kept in op.kept:
+            value = named[kept]
+            if not isinstance(value, Tensor):
+                rest[kept] = value
+            elif forward_mode or not needs.isdisjoint(op.keep_for[kept]):
+                tensors[kept] = value
+            else:
+                rest[kept] = None
+        ctx.op, ctx.tier, ctx.rest, ctx.names = name, tier, rest, tuple(tensors)
+        ctx.like = [None if (x := named[g]) is None else (x.shape, x.dtype) for g in op.grads]
+        saved = list(tensors.values())
+        if forward_mode:
+            saved += [o for o, d in zip(outputs, op.douts, strict=True) if d is not None]
+            ctx.save_for_forward(*saved)
+        ctx.save_for_backward(*saved)
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *douts):
+        op, tier = _OPS[ctx.op], ctx.tier
+        named = {d: dout for d, dout in zip(op.douts, douts, strict=True) if d is not None}
+        slots = [None] * (2 + len(op.arguments))
+        device = next((dout.device.type for dout in named.values() if dout is not None), None)
+        if device is None:  # nothing downstream used an output
+            return tuple(slots)
+        named.update(_kept(ctx))
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            tier = "formula"
+            named.update(op.recompute_residuals(named))
+        with _no_autocast(device):
+            grads = op.compute_backward(tier, named, op.needs(ctx.needs_input_grad))
+        for (_, i), grad, like in zip(op.grad_arguments, grads, ctx.like, strict=True):
+            slots[2 + i] = None if grad is None else _fit(grad, *like)
+        return tuple(slots)
+
+
+class _Eager(_Traced):
+    """The Function of every op outside torch.compile: with vmap and forward mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx, _name, _tier, *tangents):
+        op = _OPS[ctx.op]
+        results = ctx.saved_tensors[len(ctx.names) :]
+        named = _kept(ctx)
+        named.update(op.recompute_residuals(named))
+        directions = [tangents[i] for _, i in op.grad_arguments]
+        needs = frozenset(n for n, t in zip(op.grads, directions, strict=True) if t is not None)
+
+        def along(*douts):  # Σ ⟨vjp(dy), t⟩ is linear in dy, and its gradient with respect to dy is the jvp
+            douts = dict(zip(filter(None, op.douts), douts, strict=True))
+            grads = op.compute_backward("formula", {**named, **douts}, needs)
+            terms = [
+                (_fit(grad, *like) * t).sum()
+                for grad, like, t in zip(grads, ctx.like, directions, strict=True)
+                if grad is not None
+            ]
+            return sum(terms, results[0].new_zeros(()))
+
+        with _no_autocast(results[0].device.type):
+            total, transpose = torch.func.vjp(along, *map(torch.zeros_like, results))
+            moved = iter(transpose(torch.ones_like(total)))
+        out = tuple(None if d is None else next(moved) for d in op.douts)
+        return out if len(out) > 1 else out[0]
+
+
+class _Inplace(_Traced):
+    """The Function of every op that may write its result over its first argument."""
+
+    @staticmethod
+    def forward(name, tier, x, *args):
+        outputs = _OPS[name].compute_forward(tier, (x, *args))
+        if isinstance(outputs, tuple):
+            return (x.copy_(outputs[0]), *outputs[1:])
+        return x.copy_(outputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_dirty(inputs[2])
+        _Traced.setup_context(ctx, inputs, output)
+
+
+def _kept(ctx: Any) -> dict[str, Any]:
+    return {**ctx.rest, **dict(zip(ctx.names, ctx.saved_tensors, strict=False))}
+
+
+def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A gradient in its input's shape (broadcast dimensions summed) and dtype."""
+    if grad.shape != shape:
+        grad = grad.sum_to_size(shape)
+    return grad if grad.dtype is dtype else grad.to(dtype)
+
+
+def _no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
