@@ -3,7 +3,7 @@
 import importlib
 
 from bptools import functional, nn
-from bptools.ops._core import backend
+from bptools.ops import backend
 
 __all__ = ["backend", "finetune", "functional", "nn"]
 

@@ -18,27 +18,48 @@ from torch.nn import (
     Unflatten,
 )
 
-from bptools.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from bptools.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
+from bptools.nn.convolution import Conv1d, Conv2d, Conv3d
+from bptools.nn.dropout import Dropout
+from bptools.nn.embedding import Embedding
 from bptools.nn.linear import Linear
-from bptools.nn.normalization import LayerNorm
+from bptools.nn.loss import CrossEntropyLoss, MSELoss
+from bptools.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, RMSNorm
+from bptools.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
 __all__ = [
     "GELU",
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Embedding",
     "Flatten",
     "Identity",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "LogSoftmax",
+    "MSELoss",
+    "MaxPool2d",
     "Module",
     "ModuleDict",
     "ModuleList",
     "Parameter",
     "ParameterDict",
     "ParameterList",
+    "RMSNorm",
     "ReLU",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "Softmax",
     "Tanh",
     "Unflatten",
 ]

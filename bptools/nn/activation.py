@@ -1,4 +1,4 @@
-"""Elementwise activations: (...) -> (...)."""
+"""Activations: (...) -> (...)."""
 
 from __future__ import annotations
 
@@ -54,3 +54,19 @@ class Tanh(torch.nn.Tanh):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
         return functional.tanh(input)
+
+
+class Softmax(torch.nn.Softmax):
+    """`torch.nn.Softmax` on `bptools.functional.softmax`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer."""
+        return functional.softmax(input, self.dim, _stacklevel=5)
+
+
+class LogSoftmax(torch.nn.LogSoftmax):
+    """`torch.nn.LogSoftmax` on `bptools.functional.log_softmax`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer."""
+        return functional.log_softmax(input, self.dim, _stacklevel=5)

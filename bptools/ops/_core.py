@@ -33,6 +33,7 @@ import importlib.util
 import inspect
 import os
 import shutil
+import types
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -140,6 +141,9 @@ class Op:
         autocast: for each device type what torch's autocast does with this op's inputs: `"lower"` casts to the
             autocast dtype, `"float32"` casts to float32. A device that is not named: left alone.
         mixed: whether differentiable inputs may have different dtypes. If not, a TypeError names the odd one.
+
+    Raises:
+        ValueError: if a declaration names what the forward and backward do not have.
     """
 
     def __init__(
@@ -169,23 +173,30 @@ class Op:
         wanted = tuple(inspect.signature(backward).parameters)
         self.douts = tuple("d" + name if "d" + name in wanted else None for name in self.outputs)
         self.kept = tuple(n for n in wanted if n in self.arguments or n in self.outputs)
-        self.keep_for = {n: frozenset((keep_for or {}).get(n, grads).split()) for n in self.kept}
+        self.keep_for = {n: frozenset(self.grads) for n in self.kept}
+        self.keep_for.update({n: frozenset(names.split()) for n, names in (keep_for or {}).items()})
         self.residual_arguments = tuple(inspect.signature(residuals).parameters) if residuals else ()
         self._check_declaration(wanted)
 
         self.grad_arguments = tuple((name, self.arguments.index(name)) for name in self.grads)
-        assert self.name not in _OPS, f"two ops named {self.name}"
-        _OPS[self.name] = self
+        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self.key = self.name if self.name not in _OPS else f"{self.name}#{len(_OPS)}"
+        _OPS[self.key] = self
         title = self.name.title().replace("_", "")  # so that grad_fn reads <LayerNormBackward>
         self.eager = type(title, (_Eager,), {"__doc__": self.__doc__})
         self.traced = type(title, (_Traced,), {"__doc__": self.__doc__})
         self.overwriting = type(title + "_", (_Inplace,), {"__doc__": self.__doc__})
 
     def _check_declaration(self, wanted: tuple[str, ...]) -> None:
-        known = {*self.kept, *self.douts, "needs"}
-        assert known.issuperset(wanted), f"{self.name}: backward asks for {set(wanted) - known}"
-        assert set(self.grads) <= set(self.arguments), f"{self.name}: grads that are no arguments"
-        assert set(self.residual_arguments) <= set(self.kept), f"{self.name}: residuals need what is not kept"
+        for parameter, known, given in (
+            ("grads", self.arguments, self.grads),
+            ("backward", (*self.kept, *self.douts, "needs"), wanted),
+            ("keep_for", self.kept, self.keep_for),
+            ("residuals", self.kept, self.residual_arguments),
+        ):
+            if unknown := [name for name in given if name not in known]:
+                expected = ", ".join(filter(None, known))
+                raise ValueError(f"{self.name}: {parameter} names {', '.join(unknown)}; it may name {expected}")
 
     def __repr__(self) -> str:
         return f"<op {self.name}({', '.join(self.arguments)})>"
@@ -226,8 +237,8 @@ class Op:
     def _dispatch(self, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
         if torch.compiler.is_compiling():
             usable = self.trace == "kernel" and self.kernel.usable(*args)
-            return self.traced.apply(self.name, "kernel" if usable else "formula", *args)
-        return function.apply(self.name, self.tier(*args), *args)
+            return self.traced.apply(self.key, "kernel" if usable else "formula", *args)
+        return function.apply(self.key, self.tier(*args), *args)
 
     def _check_input(self, name: str, value: Any) -> None:
         if not isinstance(value, Tensor):
@@ -273,20 +284,24 @@ class Op:
     def compute_forward(self, tier: str, args: tuple[Any, ...]) -> Any:
         if tier == "kernel":
             return self.kernel.forward(*args)
-        return (self._fused_forward if tier == "fused" else self._formula_forward)(*args)
+        if tier == "fused":
+            return self._fused("_formula_forward", dict(zip(self.arguments, args, strict=True)))
+        return self._formula_forward(**dict(zip(self.arguments, args, strict=True)))
 
     def compute_backward(
         self, tier: str, named: dict[str, Any], needs: frozenset[str]
     ) -> tuple[Tensor | None, ...]:
         if tier == "kernel":
             return self.kernel.backward(**named, needs=needs)
-        return (self._fused_backward if tier == "fused" else self._formula_backward)(**named, needs=needs)
+        if tier == "fused":
+            return self._fused("_formula_backward", {**named, "needs": needs})
+        return self._formula_backward(**named, needs=needs)
 
-    def _formula_forward(self, *args: Any) -> Any:
-        dtype = args[0].dtype
+    def _formula_forward(self, **named: Any) -> Any:
+        dtype = named[self.arguments[0]].dtype
         if dtype not in HALF:
-            return self.forward(*args)
-        outputs = self.forward(*map(_upcast, args))
+            return self.forward(**named)
+        outputs = self.forward(**{name: _upcast(value) for name, value in named.items()})
         if len(self.outputs) == 1:
             return outputs.to(dtype)
         return (outputs[0].to(dtype), *outputs[1:])
@@ -294,13 +309,22 @@ class Op:
     def _formula_backward(self, **named: Any) -> tuple[Tensor | None, ...]:
         return self.backward(**{name: _upcast(value) for name, value in named.items()})
 
-    @functools.cached_property
-    def _fused_forward(self) -> Callable[..., Any]:
-        return torch.compile(self._formula_forward, fullgraph=True)
+    def _fused(self, formula: str, named: dict[str, Any]) -> Any:
+        """The result of a formula, compiled by Inductor for these constants, dtypes and numbers of dimensions.
 
-    @functools.cached_property
-    def _fused_backward(self) -> Callable[..., Any]:
-        return torch.compile(self._formula_backward, fullgraph=True)
+        Dynamo gives up on a code object after a few recompilations, whatever for; so each kind of call, which
+        would need its own, has its own copy of the code. Sizes may vary within it.
+        """
+        described = [(v.dtype, v.dim()) if isinstance(v, Tensor) else v for v in named.values()]
+        key = (formula, *named, *described)
+        if key not in self._compiled:
+            plain = getattr(Op, formula)
+            copy = types.FunctionType(plain.__code__.replace(), plain.__globals__)
+            self._compiled[key] = torch.compile(types.MethodType(copy, self))
+        # Dynamo looks at the `.grad` of what it is given: give it tensors without history.
+        return self._compiled[key](
+            **{name: value.detach() if isinstance(value, Tensor) else value for name, value in named.items()}
+        )
 
     def recompute_residuals(self, named: dict[str, Any]) -> dict[str, Any]:
         """The kept residuals again, this time as differentiable functions of the kept inputs."""
@@ -340,7 +364,7 @@ class _Bound:
         """Nothing to apply."""
 
 
-# Dynamo can trace a Function that looks its op up by name, but not one that holds the op in a closure.
+# Dynamo can trace a Function that looks its op up by a key, but not one that holds the op in a closure.
 _OPS: dict[str, Op] = {}
 
 
@@ -348,15 +372,15 @@ class _Traced(torch.autograd.Function):
     """The Function of every op, as torch.compile sees it. Each op has a subclass that carries its name."""
 
     @staticmethod
-    def forward(name, tier, *args):
-        return _OPS[name].compute_forward(tier, args)
+    def forward(key, tier, *args):
+        return _OPS[key].compute_forward(tier, args)
 
     forward.__func__.__signature__ = _PositionalSignature()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        name, tier, *args = inputs
-        op = _OPS[name]
+        key, tier, *args = inputs
+        op = _OPS[key]
         outputs = output if isinstance(output, tuple) else (output,)
         if constants := [o for o, d in zip(outputs, op.douts, strict=True) if d is None]:
             ctx.mark_non_differentiable(*constants)
@@ -375,7 +399,7 @@ class _Traced(torch.autograd.Function):
                 tensors[kept] = value
             else:
                 rest[kept] = None
-        ctx.op, ctx.tier, ctx.rest, ctx.names = name, tier, rest, tuple(tensors)
+        ctx.key, ctx.tier, ctx.rest, ctx.names = key, tier, rest, tuple(tensors)
         ctx.like = [None if (x := named[g]) is None else (x.shape, x.dtype) for g in op.grads]
         saved = list(tensors.values())
         if forward_mode:
@@ -387,7 +411,7 @@ class _Traced(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *douts):
-        op, tier = _OPS[ctx.op], ctx.tier
+        op, tier = _OPS[ctx.key], ctx.tier
         named = {d: dout for d, dout in zip(op.douts, douts, strict=True) if d is not None}
         slots = [None] * (2 + len(op.arguments))
         device = next((dout.device.type for dout in named.values() if dout is not None), None)
@@ -410,8 +434,8 @@ class _Eager(_Traced):
     generate_vmap_rule = True
 
     @staticmethod
-    def jvp(ctx, _name, _tier, *tangents):
-        op = _OPS[ctx.op]
+    def jvp(ctx, _key, _tier, *tangents):
+        op = _OPS[ctx.key]
         results = ctx.saved_tensors[len(ctx.names) :]
         named = _kept(ctx)
         named.update(op.recompute_residuals(named))
@@ -439,8 +463,8 @@ class _Inplace(_Traced):
     """The Function of every op that may write its result over its first argument."""
 
     @staticmethod
-    def forward(name, tier, x, *args):
-        outputs = _OPS[name].compute_forward(tier, (x, *args))
+    def forward(key, tier, x, *args):
+        outputs = _OPS[key].compute_forward(tier, (x, *args))
         if isinstance(outputs, tuple):
             return (x.copy_(outputs[0]), *outputs[1:])
         return x.copy_(outputs)

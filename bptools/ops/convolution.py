@@ -1,0 +1,124 @@
+"""Convolution over 1, 2 or 3 spatial dimensions.
+
+Index legend: `n` images, `g` groups, `c` input channels of a group, `o` output channels of a group, `i` places in
+the input, `p` places in the output, `k` places in the kernel (taps), the last three over all spatial dimensions.
+Let i(p,k) = p s + k d - a be the place that output p sees through tap k (see `_windows`):
+
+    t[n,g,ck,p] = x[n,g,c,i(p,k)]                                   0 in the padding
+    y[n,g,o,p]  = Σ_ck w[g,o,ck] t[n,g,ck,p] + b[g,o]
+
+which is a matrix product for each image and group. Each gradient is the sum over the indices that its variable
+does not have:
+
+    db[g,o]     = Σ_np dy[n,g,o,p]                                  reads nothing
+    dw[g,o,ck]  = Σ_np dy[n,g,o,p] t[n,g,ck,p]                      reads x alone
+    dx[n,g,c,i] = Σ_ok w[g,o,ck] u[n,g,ok,i]                        reads w alone
+
+where u[n,g,ok,i] is dy at the output that sees place i through tap k, and 0 if there is none. So dw correlates x
+with dy, and dx is the transposed convolution; u comes with the taps in the opposite order, and meets the flipped
+kernel. A frozen weight costs no activation memory: x is kept only for dw, and w only for dx.
+
+Sources: LeCun et al., "Backpropagation applied to handwritten zip code recognition", 1989; Dumoulin and Visin,
+arXiv 1603.07285 (the transposed convolution).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._windows import Ints, output_size, transposed_windows, windows
+
+aten = torch.ops.aten
+
+
+def convolution_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    size: Ints,
+    kernel_size: Ints,
+) -> Tensor:
+    """x (n, c, *size), weight (o, c / groups, *kernel_size), bias (o,) -> y (n, o, *out).
+
+    `size` and `kernel_size` are arguments for the backward's sake, which may have kept neither x nor weight.
+    """
+    out = output_size(size, kernel_size, stride, padding, dilation)
+    t = _columns(windows(x, kernel_size, stride, padding, dilation, out), groups)
+    w = weight.reshape(groups, weight.shape[0] // groups, t.shape[2])  # (g, o, c k)
+    y = (w @ t).reshape(x.shape[0], weight.shape[0], *out)
+    return y if bias is None else y + bias.reshape(bias.shape[0], *[1] * len(out))
+
+
+def convolution_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    size: Ints,
+    kernel_size: Ints,
+    needs=EVERY,
+) -> tuple[Tensor | None, ...]:
+    """dy (n, o, *out), x and weight as in the forward -> dx (n, c, *size), dw like weight, db (o,)."""
+    dx = dw = db = None
+    n, o, *out = dy.shape
+    if "x" in needs:
+        c = weight.shape[1]
+        u = _columns(transposed_windows(dy, kernel_size, stride, padding, dilation, size), groups)
+        w = weight.reshape(groups, o // groups, c, math.prod(kernel_size)).flip(-1)  # (g, o, c, k)
+        dx = (w.transpose(1, 2).reshape(groups, c, u.shape[2]) @ u).reshape(n, groups * c, *size)
+    if "weight" in needs:
+        t = _columns(windows(x, kernel_size, stride, padding, dilation, out), groups)
+        dw = dy.reshape(n, groups, o // groups, math.prod(out)) @ t.mT  # (n, g, o, c k)
+        dw = dw.sum(0).reshape(o, x.shape[1] // groups, *kernel_size)
+    if "bias" in needs:
+        db = dy.sum((0, *range(2, dy.dim())))
+    return dx, dw, db
+
+
+def _columns(t: Tensor, groups: int) -> Tensor:
+    """(n, g c, k, *places) -> (n, g, c k, places)."""
+    n, channels, k, *places = t.shape
+    return t.reshape(n, groups, channels // groups * k, math.prod(places))
+
+
+def _kernel_forward(x, weight, bias, stride, padding, dilation, groups, size, kernel_size):
+    return aten.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(size), groups)
+
+
+def _kernel_backward(dy, x, weight, stride, padding, dilation, groups, size, kernel_size, needs):
+    if x is None and weight is None:
+        return None, None, dy.sum((0, *range(2, dy.dim())))
+    # Of the one that was not kept the kernel reads nothing but the shape.
+    if x is None:
+        x = dy.new_empty(dy.shape[0], weight.shape[1] * groups, *size)
+    if weight is None:
+        weight = dy.new_empty(dy.shape[1], x.shape[1] // groups, *kernel_size)
+    mask = ["x" in needs, "weight" in needs, "bias" in needs]
+    zeros = [0] * len(size)
+    return aten.convolution_backward(
+        dy, x, weight, [dy.shape[1]], stride, padding, dilation, False, zeros, groups, mask
+    )
+
+
+convolution = Op(
+    convolution_forward,
+    convolution_backward,
+    outputs="y",
+    grads="x weight bias",
+    keep_for={"x": "weight", "weight": "x"},
+    # ATen gives no output channels where there are no input channels, not the bias alone.
+    kernel=Kernel(_kernel_forward, _kernel_backward, usable=lambda x, *_: x.shape[1] > 0),
+    trace="kernel",
+    autocast={"cpu": "lower", "cuda": "lower"},
+)

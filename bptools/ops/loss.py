@@ -1,0 +1,330 @@
+"""Losses: cross entropy, of class indices and of class probabilities, and the squared error.
+
+Index legend: `n` rows (the batch and all dimensions after the class), `c` and `k` classes (C of them).
+
+**Cross entropy.** A row's target is an amount of each class, q[n,c], and p is the softmax of the logits x:
+
+    loss[n] = -Σ_c q[n,c] log p[n,c]
+
+With class weights w (1 if not given) and label smoothing s, by which a share s of every target is spread evenly
+over the classes, q is
+
+    q[n,c] = w[c] ((1 - s) [c = t[n]] + s / C)              for class indices t[n]
+    q[n,c] = w[c] ((1 - s) target[n,c] + s / C)             for class probabilities
+
+The losses are returned as they are, summed, or averaged: class indices divide the sum by Σ_n w[t[n]], class
+probabilities by the number of rows. A row whose index is ignore_index is in neither sum; its loss is 0.
+
+Let g[n] be the gradient that reaches loss[n]: dy, divided as the mean divides, and 0 for an ignored row. With
+∂log p[c]/∂x[k] = [c = k] - p[k] (see softmax.py) and Q[n] = Σ_c q[n,c],
+
+    dx[n,k] = -g[n] Σ_c q[n,c] ([c = k] - p[n,k]) = g[n] (Q[n] p[n,k] - q[n,k])
+
+the predicted less the wanted, for Q = 1 without weights. Where the target is probabilities, they learn too:
+
+    dtarget[n,c] = -g[n] log p[n,c] w[c] (1 - s)            dweight[c] = -Σ_n g[n] log p[n,c] q[n,c] / w[c]
+
+The logits are kept, and nothing else of their size: the backward computes p again, where autograd would have kept
+log p, a second n × C numbers.
+
+**Squared error**, with a weight for each element (1 if not given), the mean dividing by their sum:
+
+    loss[n] = weight[n] (x[n] - target[n])²
+    dx[n] = 2 g[n] weight[n] (x[n] - target[n])             dtarget = -dx
+    dweight[n] = g[n] (x[n] - target[n])²                   less g times the mean loss, as weight divides it too
+
+Sources: Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990 (softmax and
+its cross entropy); Szegedy et al., arXiv 1512.00567 (label smoothing); Legendre, 1805 (least squares).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+
+from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops.softmax import log_softmax_forward, softmax_forward
+
+aten = torch.ops.aten
+
+REDUCTIONS = ("none", "mean", "sum")  # in the order of ATen's numbers for them
+
+
+def _reduce(rows: Tensor, reduction: str, total: Tensor | int) -> Tensor:
+    if reduction == "none":
+        return rows
+    return rows.sum() / total if reduction == "mean" else rows.sum()
+
+
+def _row_gradient(dy: Tensor, reduction: str, total: Tensor | int) -> Tensor:
+    """The gradient of each row's loss: dy (n) or () -> (n) or ()."""
+    return dy / total if reduction == "mean" else dy
+
+
+# Cross entropy of class indices -------------------------------------------------------------------------------
+
+
+def cross_entropy_forward(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> Tensor:
+    """x (n, C, ...) or (C,), target (n, ...) or (), weight (C,) -> y (n, ...) or ()."""
+    dim, kept, t, wt, w = _targets(x, target, weight, ignore_index)
+    log_p = log_softmax_forward(x, dim)
+    rows = (label_smoothing - 1) * wt * log_p.gather(dim, t.unsqueeze(dim)).squeeze(dim)  # (n, ...)
+    if label_smoothing:
+        rows = rows - label_smoothing / x.shape[dim] * (w * log_p).sum(dim)
+    return _reduce(torch.where(kept, rows, 0), reduction, wt.sum())
+
+
+def cross_entropy_backward(
+    dy: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    needs=EVERY,
+) -> tuple[Tensor, None]:
+    """dy (n, ...) or (), x (n, C, ...), target (n, ...), weight (C,) -> dx (n, C, ...), and none for weight."""
+    _refuse_weight(needs)
+    dim, kept, t, wt, w = _targets(x, target, weight, ignore_index)
+    g = torch.where(kept, _row_gradient(dy, reduction, wt.sum()), 0)  # (n, ...)
+    q = torch.zeros_like(x).scatter(dim, t.unsqueeze(dim), ((1 - label_smoothing) * wt).unsqueeze(dim))
+    q = q + label_smoothing / x.shape[dim] * w  # (n, C, ...)
+    return g.unsqueeze(dim) * (q.sum(dim, keepdim=True) * softmax_forward(x, dim) - q), None
+
+
+def _refuse_weight(needs) -> None:
+    if needs is not EVERY and "weight" in needs:
+        raise NotImplementedError("cross_entropy: weight has no gradient with class indices (nor has torch's)")
+
+
+def _targets(x, target, weight, ignore_index):
+    """The class dimension; which rows are kept; each row's class and its weight, 0 if ignored; all weights."""
+    dim = _class_dim(x)
+    w = _class_weights(x, weight, dim)
+    kept = target != ignore_index
+    t = torch.where(kept, target, 0)
+    wt = w.flatten().index_select(0, t.flatten()).reshape(t.shape)  # (n, ...); IndexError for what is no class
+    return dim, kept, t, torch.where(kept, wt, 0), w
+
+
+def _class_dim(x: Tensor) -> int:
+    return 0 if x.dim() == 1 else 1
+
+
+def _class_weights(x: Tensor, weight: Tensor | None, dim: int) -> Tensor:
+    """The weight of each class, in at least float32, as it broadcasts against x: (C, 1...)."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    w = torch.ones(x.shape[dim], dtype=dtype, device=x.device) if weight is None else weight.to(dtype)
+    return w.reshape(-1, *[1] * (x.dim() - 1 - dim))
+
+
+def _kernel_usable(*args) -> bool:
+    return not torch._C._are_functorch_transforms_active()  # ATen's mix of operations has gaps under vmap
+
+
+def _kernel_forward(x, target, weight, ignore_index, label_smoothing, reduction):
+    number = REDUCTIONS.index(reduction)
+    return aten.cross_entropy_loss(x, target, weight, number, ignore_index, label_smoothing)
+
+
+def _kernel_backward(dy, x, target, weight, ignore_index, label_smoothing, reduction, needs):
+    _refuse_weight(needs)
+    dim = _class_dim(x)
+    p = torch.softmax(x, dim, dtype=torch.promote_types(x.dtype, torch.float32))
+    kept = target != ignore_index
+    t = target * kept
+    wt = kept if weight is None else torch.where(kept, weight[t].to(p.dtype), 0)  # (n, ...)
+    g = torch.where(kept, _row_gradient(dy.to(p.dtype), reduction, wt.sum()), 0).unsqueeze(dim)  # (n, 1, ...)
+    hit = g if weight is None else g * wt.unsqueeze(dim)
+    t = t.unsqueeze(dim)
+    if not label_smoothing:
+        return _times(p, hit).scatter_add_(dim, t, -hit), None
+    w = _class_weights(x, weight, dim)
+    hit, even = (1 - label_smoothing) * hit, label_smoothing / x.shape[dim] * g
+    dx = _times(p, hit + even * w.sum())
+    return dx.scatter_add_(dim, t, -hit).addcmul_(even, w, value=-1), None
+
+
+def _times(p: Tensor, scale: Tensor) -> Tensor:
+    """p * scale, in the place of p, which is (n, C, ...); scale (n, 1, ...)."""
+    # Not in place under vmap (torch.func's, or autograd's for batched gradients): scale may have a batch
+    # dimension that p lacks.
+    vmapped = torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(scale)
+    return p * scale if vmapped else p.mul_(scale)
+
+
+cross_entropy = Op(
+    cross_entropy_forward,
+    cross_entropy_backward,
+    outputs="y",
+    grads="x weight",
+    kernel=Kernel(_kernel_forward, _kernel_backward, _kernel_usable),
+    autocast={"cpu": "float32", "cuda": "float32"},
+)
+
+
+# Cross entropy of class probabilities -------------------------------------------------------------------------
+
+
+def soft_cross_entropy_forward(
+    x: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, reduction: str
+) -> Tensor:
+    """x and target (n, C, ...) or (C,), weight (C,) -> y (n, ...) or ()."""
+    dim = _class_dim(x)
+    q = _class_weights(x, weight, dim) * _smooth(target, label_smoothing, dim)
+    rows = -(q * log_softmax_forward(x, dim)).sum(dim)  # (n, ...)
+    return _reduce(rows, reduction, rows.numel())
+
+
+def soft_cross_entropy_backward(
+    dy: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    needs=EVERY,
+) -> tuple[Tensor | None, ...]:
+    """dy (n, ...) or (), x and target (n, C, ...), weight (C,) -> dx and dtarget (n, C, ...), dweight (C,)."""
+    dim, w, g = _soft_targets(dy, x, weight, reduction)
+    dx = dtarget = dweight = None
+    if "x" in needs:
+        q = w * _smooth(target, label_smoothing, dim)
+        dx = g * (q.sum(dim, keepdim=True) * softmax_forward(x, dim) - q)
+    if "target" in needs or "weight" in needs:
+        surprise = -g * log_softmax_forward(x, dim)
+        dtarget, dweight = _target_gradients(surprise, target, w, label_smoothing, dim, needs)
+    return dx, dtarget, dweight
+
+
+def _smooth(target: Tensor, label_smoothing: float, dim: int) -> Tensor:
+    if not label_smoothing:
+        return target
+    return (1 - label_smoothing) * target + label_smoothing / target.shape[dim]
+
+
+def _soft_targets(dy, x, weight, reduction):
+    """The class dimension, the class weights (C, 1...), and each row's gradient (n, 1, ...) or ()."""
+    dim = _class_dim(x)
+    g = dy.unsqueeze(dim) if reduction == "none" else dy
+    return dim, _class_weights(x, weight, dim), _row_gradient(g, reduction, x.numel() // x.shape[dim])
+
+
+def _target_gradients(surprise, target, w, label_smoothing, dim, needs):
+    """dtarget (n, C, ...) and dweight (C,) from -g log p (n, C, ...)."""
+    dtarget = dweight = None
+    if "target" in needs:
+        dtarget = (1 - label_smoothing) * w * surprise
+    if "weight" in needs:
+        dweight = (surprise * _smooth(target, label_smoothing, dim)).sum_to_size(w.shape).reshape(-1)
+    return dtarget, dweight
+
+
+def _soft_kernel_forward(x, target, weight, label_smoothing, reduction):
+    return aten.cross_entropy_loss(x, target, weight, REDUCTIONS.index(reduction), label_smoothing=label_smoothing)
+
+
+def _soft_kernel_backward(dy, x, target, weight, label_smoothing, reduction, needs):
+    dim, w, g = _soft_targets(dy, x, weight, reduction)
+    dx = dtarget = dweight = None
+    if "x" in needs:
+        p = torch.softmax(x, dim, dtype=w.dtype)
+        share = label_smoothing / x.shape[dim]
+        wanted = target if weight is None else w * target
+        wanted = wanted.sum(dim, keepdim=True, dtype=w.dtype)  # (n, 1, ...)
+        dx = _times(p, g * ((1 - label_smoothing) * wanted + share * w.sum()))
+        dx.addcmul_(target, g * w, value=label_smoothing - 1)
+        if label_smoothing:
+            dx.addcmul_(g, w, value=-share)
+    if "target" in needs or "weight" in needs:
+        surprise = -g * torch.log_softmax(x, dim, dtype=w.dtype)
+        dtarget, dweight = _target_gradients(surprise, target, w, label_smoothing, dim, needs)
+    return dx, dtarget, dweight
+
+
+soft_cross_entropy = Op(
+    soft_cross_entropy_forward,
+    soft_cross_entropy_backward,
+    outputs="y",
+    grads="x target weight",
+    keep_for={"target": "x weight", "weight": "x target"},
+    kernel=Kernel(_soft_kernel_forward, _soft_kernel_backward, _kernel_usable),
+    autocast={"cpu": "float32", "cuda": "float32"},
+)
+
+
+# Squared error ------------------------------------------------------------------------------------------------
+
+
+def mse_loss_forward(x: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """x and target broadcast to (...) -> y (...) or ()."""
+    d = x - target
+    return _reduce(d * d, reduction, d.numel())
+
+
+def mse_loss_backward(
+    dy: Tensor, x: Tensor, target: Tensor, reduction: str, needs=EVERY
+) -> tuple[Tensor | None, ...]:
+    """dy (...) or (), x and target (...) -> dx and dtarget (...)."""
+    d = x - target
+    dx = 2 * _row_gradient(dy, reduction, d.numel()) * d
+    return (dx if "x" in needs else None), (-dx if "target" in needs else None)
+
+
+def _mse_kernel_backward(dy, x, target, reduction, needs):
+    dx = aten.mse_loss_backward(dy, x, target, REDUCTIONS.index(reduction))
+    return (dx if "x" in needs else None), (-dx if "target" in needs else None)
+
+
+mse_loss = Op(
+    mse_loss_forward,
+    mse_loss_backward,
+    outputs="y",
+    grads="x target",
+    kernel=Kernel(
+        lambda x, target, reduction: aten.mse_loss(x, target, REDUCTIONS.index(reduction)),
+        _mse_kernel_backward,
+        usable=lambda x, target, reduction: x.shape == target.shape and x.dtype is target.dtype,
+    ),
+    autocast={"cpu": "float32", "cuda": "float32"},
+)
+
+
+def weighted_mse_loss_forward(x: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
+    """x and target broadcast to (...), weight as x -> y (...) or ()."""
+    d = x - target
+    return _reduce(weight * (d * d), reduction, weight.sum())
+
+
+def weighted_mse_loss_backward(
+    dy: Tensor, x: Tensor, target: Tensor, weight: Tensor, reduction: str, needs=EVERY
+) -> tuple[Tensor | None, ...]:
+    """dy (...) or (), x and target (...), weight as x -> dx and dtarget (...), dweight as x."""
+    d = x - target
+    g = _row_gradient(dy, reduction, weight.sum())
+    dx = dweight = None
+    if "x" in needs or "target" in needs:
+        dx = 2 * g * weight * d
+    if "weight" in needs:
+        dweight = (g * d * d).sum_to_size(weight.shape)
+        if reduction == "mean":
+            dweight = dweight - g * (weight * d * d).sum() / weight.sum()
+    return (dx if "x" in needs else None), (-dx if "target" in needs else None), dweight
+
+
+weighted_mse_loss = Op(
+    weighted_mse_loss_forward,
+    weighted_mse_loss_backward,
+    outputs="y",
+    grads="x target weight",
+    autocast={"cuda": "float32"},
+)

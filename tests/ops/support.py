@@ -1,0 +1,55 @@
+"""The support matrix: op × capability, as the contract tests of one run have shown it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from table import CAPABILITIES, CASES
+
+PAGE = Path(__file__).parents[2] / "SUPPORT.md"
+
+HEAD = """# What every op supports
+
+Written by the tests, never by hand: `uv run pytest tests/ops --write-support`. A cell holds `yes` if every case of
+that op passed that test in the run that wrote this page, and `raises` if the op refuses with a clear error and the
+test demanded that error; `part` says that some cases do one and some the other, and the notes say which. The suite
+fails if a cell is false or this page is out of date.
+
+"""
+
+
+class SupportMatrix:
+    """Collects what the contract tests report, and renders the page."""
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self.notes: set[str] = set()
+
+    def add(self, passed: bool, op: str, capability: str, verdict: str, note: str) -> None:
+        """Take in the outcome of one test."""
+        self.cells[op, capability].add(verdict if passed else "FAILS")
+        if note:
+            self.notes.add(f"- `{op}`, {capability}: {note}")
+
+    def complete(self) -> bool:
+        """Whether every cell was run at all."""
+        wanted = {(c.op, k) for c in CASES for k in CAPABILITIES if not c.only or k in c.only}
+        return wanted <= set(self.cells)
+
+    def render(self) -> str:
+        """The page in Markdown."""
+        ops = dict.fromkeys(c.op for c in CASES)
+        lines = ["| op | " + " | ".join(CAPABILITIES) + " |", "|---" * (len(CAPABILITIES) + 1) + "|"]
+        for op in ops:
+            found = [self.cells.get((op, k), set()) for k in CAPABILITIES]
+            lines.append(f"| {op} | " + " | ".join(_cell(verdicts) for verdicts in found) + " |")
+        legend = [f"- **{name}**: {meaning}" for name, meaning in CAPABILITIES.items()]
+        notes = ["", "Refused, with the error:", "", *sorted(self.notes)] if self.notes else []
+        return HEAD + "\n".join([*lines, "", *legend, *notes]) + "\n"
+
+
+def _cell(verdicts: set[str]) -> str:
+    if "FAILS" in verdicts:
+        return "**FAILS**"
+    return "part" if len(verdicts) > 1 else next(iter(verdicts), "-")
