@@ -1,0 +1,186 @@
+"""Each op beside torch's own, in one process: `bptools bench ops`.
+
+The contenders take turns, so that a machine that slows down slows all of them, and medians are compared. Times are
+of one forward and backward. What is kept is what autograd holds between the two beside inputs and parameters.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import bptools.functional as B
+from bptools.ops import backend
+
+
+@dataclass(frozen=True)
+class Work:
+    """One op at one realistic size: `make` gives the arguments, those that require gradients included."""
+
+    op: str
+    size: str
+    make: Callable[[], tuple[Any, ...]]
+    constants: dict[str, Any]
+
+
+def _randn(*shape: int) -> Tensor:
+    return torch.randn(shape, requires_grad=True)
+
+
+def _work() -> list[Work]:
+    def elementwise(op: str) -> Work:
+        return Work(op, "2048×1024", lambda: (_randn(2048, 1024),), {})
+
+    return [
+        Work("linear", "2048×512 → 512", lambda: (_randn(2048, 512), _randn(512, 512), _randn(512)), {}),
+        *map(elementwise, ("relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh")),
+        Work("softmax", "2048×1024", lambda: (_randn(2048, 1024),), {"dim": -1}),
+        Work("log_softmax", "2048×1024", lambda: (_randn(2048, 1024),), {"dim": -1}),
+        Work("dropout", "2048×1024", lambda: (_randn(2048, 1024),), {}),
+        Work("layer_norm", "2048×1024", lambda: (_randn(2048, 1024), (1024,), _randn(1024), _randn(1024)), {}),
+        Work("rms_norm", "2048×1024", lambda: (_randn(2048, 1024), (1024,), _randn(1024)), {}),
+        Work(
+            "batch_norm",
+            "32×64×28×28",
+            lambda: (_randn(32, 64, 28, 28), torch.zeros(64), torch.ones(64), _randn(64), _randn(64), True),
+            {},
+        ),
+        Work(
+            "conv1d", "32×64×256, 3", lambda: (_randn(32, 64, 256), _randn(64, 64, 3), _randn(64)), {"padding": 1}
+        ),
+        Work(
+            "conv2d",
+            "16×64×28×28, 3×3",
+            lambda: (_randn(16, 64, 28, 28), _randn(64, 64, 3, 3), _randn(64)),
+            {"padding": 1},
+        ),
+        Work(
+            "conv3d",
+            "2×16×16×28×28, 3×3×3",
+            lambda: (_randn(2, 16, 16, 28, 28), _randn(16, 16, 3, 3, 3), _randn(16)),
+            {"padding": 1},
+        ),
+        Work("max_pool2d", "32×64×56×56", lambda: (_randn(32, 64, 56, 56), 2), {}),
+        Work("avg_pool2d", "32×64×56×56", lambda: (_randn(32, 64, 56, 56), 2), {}),
+        Work("adaptive_avg_pool2d", "32×64×56×56 → 7×7", lambda: (_randn(32, 64, 56, 56), 7), {}),
+        Work("embedding", "4096 of 32000×256", lambda: (torch.randint(32000, (4096,)), _randn(32000, 256)), {}),
+        Work("cross_entropy", "2048×32000", lambda: (_randn(2048, 32000), torch.randint(32000, (2048,))), {}),
+        Work("mse_loss", "2048×1024", lambda: (_randn(2048, 1024), torch.randn(2048, 1024)), {}),
+        Work(
+            "scaled_dot_product_attention",
+            "4×8×256×64",
+            lambda: (_randn(4, 8, 256, 64), _randn(4, 8, 256, 64), _randn(4, 8, 256, 64)),
+            {"is_causal": True},
+        ),
+    ]
+
+
+def _step(call: Callable[[], Tensor], inputs: list[Tensor]) -> float:
+    """Seconds that one forward and backward take."""
+    started = time.perf_counter()
+    y = call()
+    torch.autograd.grad(y, inputs, torch.ones_like(y))
+    return time.perf_counter() - started
+
+
+def _kept_bytes(call: Callable[[], Tensor], inputs: list[Tensor]) -> int:
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        call()
+    own = {t.untyped_storage().data_ptr() for t in inputs}
+    return sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+def measure(work: Work, seconds: float) -> dict[str, Any]:
+    """Median seconds and kept bytes of torch's op, ours in `auto`, and our plain formula, taking turns."""
+    args = work.make()
+    inputs = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+
+    def ours() -> Tensor:
+        return getattr(B, work.op)(*args, **work.constants)
+
+    def theirs() -> Tensor:
+        return getattr(F, work.op)(*args, **work.constants)
+
+    contenders = {"torch": (theirs, "auto"), "auto": (ours, "auto"), "formula": (ours, "formula")}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for call, tier in contenders.values():  # warm up: allocator, and Inductor where `auto` uses it
+        with backend(tier):
+            _step(call, inputs)
+    started = time.perf_counter()
+    while time.perf_counter() - started < seconds or len(times["torch"]) < 5:
+        for name, (call, tier) in contenders.items():
+            with backend(tier):
+                times[name].append(_step(call, inputs))
+    result: dict[str, Any] = {name: statistics.median(taken) for name, taken in times.items()}
+    with backend("auto"):
+        result["kept torch"], result["kept ours"] = _kept_bytes(theirs, inputs), _kept_bytes(ours, inputs)
+    return result
+
+
+def bench(what: tyro.conf.Positional[Literal["ops"]], *, seconds: float = 2.0, write: Path | None = None) -> None:
+    """Time ours beside torch's, taking turns in one process: forward and backward, float32, on the CPU.
+
+    Args:
+        what: `ops`: every op at one realistic size.
+        seconds: how long to measure each op.
+        write: a Markdown file to write the table to as well.
+    """
+    head = ("op", "size", "torch ms", "auto ms", "auto / torch", "formula / torch", "kept, torch", "kept, ours")
+    rows = []
+    console = Console()
+    for work in _work():
+        with console.status(f"{work.op} {work.size}"):
+            found = measure(work, seconds)
+        rows.append(
+            (
+                work.op,
+                work.size,
+                f"{1e3 * found['torch']:.2f}",
+                f"{1e3 * found['auto']:.2f}",
+                f"{found['auto'] / found['torch']:.2f}",
+                f"{found['formula'] / found['torch']:.2f}",
+                f"{found['kept torch'] / 2**20:.2f} MiB",
+                f"{found['kept ours'] / 2**20:.2f} MiB",
+            )
+        )
+    table = Table(title="forward and backward, float32, CPU")
+    for title in head:
+        table.add_column(title, no_wrap=title == "op")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if write is not None:
+        machine = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
+        lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+        write.write_text(_PAGE.format(machine=machine, table="\n".join(lines)), encoding="utf-8")
+
+
+_PAGE = """# Benchmarks
+
+## Each op beside torch's
+
+`uv run bptools bench ops --write BENCHMARKS.md`, on a machine of {machine}. Medians of
+interleaved runs of one forward and backward in float32. `auto` is what a user gets; `formula` is the plain formula,
+which is there to be read and checked. Kept: bytes held for the backward beside inputs and parameters. On a GPU: not
+measured.
+
+{table}
+"""
