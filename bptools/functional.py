@@ -176,12 +176,14 @@ def _convolution(
             f"{name}: input must not be smaller than the kernel, got {_shape(input)} with padding {padding} for "
             f"kernel {kernel_size} with dilation {dilation}"
         )
-    y = _conv.convolution(x, weight, bias, stride, padding, dilation, groups, size, kernel_size)
+    y = _conv.convolution(x, weight, bias, stride, padding, dilation, groups)
     return y if x.dim() == input.dim() else y.squeeze(0)
 
 
 def _per_dimension(name: str, argument: str, value: int | Sequence[int], dims: int, least: int) -> tuple[int, ...]:
     """One number for each of `dims` dimensions, from one for all or a sequence of them."""
+    if type(value) is int and value >= least:
+        return (value,) * dims
     numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(numbers) == 1:
         numbers *= dims
@@ -224,8 +226,8 @@ def max_pool2d(
     Raises:
         ValueError: if shapes or numbers do not fit, or a window would see nothing but padding.
     """
-    x, size, *window = _pooled("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
-    y, indices = _pooling.max_pool2d(x, *window, bool(ceil_mode), size)
+    x, *window = _pooled("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
+    y, indices = _pooling.max_pool2d(x, *window, bool(ceil_mode))
     if x.dim() != input.dim():
         y, indices = y.squeeze(0), indices.squeeze(0)
     return (y, indices) if return_indices else y
@@ -257,11 +259,11 @@ def avg_pool2d(
     Raises:
         ValueError: if shapes or numbers do not fit.
     """
-    x, size, *window, _ = _pooled("avg_pool2d", input, kernel_size, stride, padding, 1, ceil_mode)
+    x, *window, _ = _pooled("avg_pool2d", input, kernel_size, stride, padding, 1, ceil_mode)
     if divisor_override == 0:
         raise ValueError("avg_pool2d: divisor_override must not be zero")
     options = bool(ceil_mode), bool(count_include_pad), divisor_override
-    y = _pooling.avg_pool2d(x, *window, *options, size)
+    y = _pooling.avg_pool2d(x, *window, *options)
     return y if x.dim() == input.dim() else y.squeeze(0)
 
 
@@ -292,7 +294,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) 
             f"and width must not be zero, got {_shape(input)}"
         )
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    y = _pooling.adaptive_avg_pool2d(x, out, size)
+    y = _pooling.adaptive_avg_pool2d(x, out)
     return y if x.dim() == input.dim() else y.squeeze(0)
 
 
@@ -305,7 +307,7 @@ def _pooled(
     dilation: int | Sequence[int],
     ceil_mode: bool,
 ) -> tuple[Tensor | tuple[int, ...], ...]:
-    """Checked: the input as (n, c, *size), then size, kernel_size, stride, padding and dilation as pairs."""
+    """Checked: the input as (n, c, *size), then kernel_size, stride, padding and dilation as pairs."""
     if input.dim() not in (3, 4) or 0 in input.shape[-3:]:
         raise ValueError(
             f"{name}: input must have shape (n, c, height, width), or the same without n, and only n may be zero, "
@@ -325,13 +327,15 @@ def _pooled(
             f"with padding {padding}"
         )
     for i, s, a, d, o in zip(size, stride, padding, dilation, out, strict=True):
+        if d == 1:
+            continue
         early = range(0, min(a, (o - 1) * s + 1), s)  # where windows begin in the padding before the input
         if any((start - a) % d >= i for start in early):  # the first tap behind that padding is behind the input
             raise ValueError(
                 f"{name}: dilation must let every window see some of the input, got {dilation} for size {size} "
                 f"with padding {padding}"
             )
-    return input if input.dim() == 4 else input.unsqueeze(0), size, kernel_size, stride, padding, dilation
+    return input if input.dim() == 4 else input.unsqueeze(0), kernel_size, stride, padding, dilation
 
 
 # Activations --------------------------------------------------------------------------------------------------
@@ -608,7 +612,7 @@ def embedding(
     elif padding_idx < 0:
         padding_idx += rows
     try:
-        return _embedding.embedding(weight, input, padding_idx, rows)
+        return _embedding.embedding(weight, input, padding_idx)
     except IndexError:
         raise IndexError(
             f"embedding: input must hold rows of weight, 0 to {rows - 1}, got {input.min()} to {input.max()}"

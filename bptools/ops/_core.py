@@ -125,8 +125,9 @@ class Op:
     Args:
         forward: `x_forward(...)`, positional parameters: tensors and constants. Returns the tensors `outputs`.
         backward: `x_backward(dy, ..., needs)`; parameters are matched by name: `d<output>` is the gradient of
-            that output, `needs` the set of wanted gradients, all others are arguments or outputs of the
-            forward. Returns one gradient (or None) for each of `grads`.
+            that output, `needs` the set of wanted gradients, `<argument>_shape` the shape of an argument that need
+            not be kept; all others are arguments or outputs of the forward. Returns one gradient (or None) for
+            each of `grads`.
         outputs: names of what the forward returns. The first is the result, in the dtype of the first input.
             Those without a `d<output>` parameter in `backward` are not differentiable.
         grads: names of the differentiable inputs, in the order in which `backward` returns their gradients.
@@ -173,6 +174,7 @@ class Op:
         wanted = tuple(inspect.signature(backward).parameters)
         self.douts = tuple("d" + name if "d" + name in wanted else None for name in self.outputs)
         self.kept = tuple(n for n in wanted if n in self.arguments or n in self.outputs)
+        self.shapes = tuple((n + "_shape", i) for i, n in enumerate(self.arguments) if n + "_shape" in wanted)
         self.keep_for = {n: frozenset(self.grads) for n in self.kept}
         self.keep_for.update({n: frozenset(names.split()) for n, names in (keep_for or {}).items()})
         self.residual_arguments = tuple(inspect.signature(residuals).parameters) if residuals else ()
@@ -180,17 +182,29 @@ class Op:
 
         self.grad_arguments = tuple((name, self.arguments.index(name)) for name in self.grads)
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        # Where each kept name is found: among the arguments or the outputs, and at which position.
+        self.sources = tuple(
+            (
+                n,
+                n in self.outputs,
+                (self.outputs if n in self.outputs else self.arguments).index(n),
+                self.keep_for[n],
+            )
+            for n in self.kept
+        )
         self.key = self.name if self.name not in _OPS else f"{self.name}#{len(_OPS)}"
         _OPS[self.key] = self
         title = self.name.title().replace("_", "")  # so that grad_fn reads <LayerNormBackward>
-        self.eager = type(title, (_Eager,), {"__doc__": self.__doc__})
-        self.traced = type(title, (_Traced,), {"__doc__": self.__doc__})
-        self.overwriting = type(title + "_", (_Inplace,), {"__doc__": self.__doc__})
+        described = {"__doc__": self.__doc__}
+        self.eager = type(title, (_Eager,), described)
+        self.overwriting = type(title + "_", (_Overwriting,), described)
+        self.traced = type(title, (_Traced,), described)
+        self.transformed = type(title, (_Transformed,), described)
 
     def _check_declaration(self, wanted: tuple[str, ...]) -> None:
         for parameter, known, given in (
             ("grads", self.arguments, self.grads),
-            ("backward", (*self.kept, *self.douts, "needs"), wanted),
+            ("backward", (*self.kept, *self.douts, *(n for n, _ in self.shapes), "needs"), wanted),
             ("keep_for", self.kept, self.keep_for),
             ("residuals", self.kept, self.residual_arguments),
         ):
@@ -216,41 +230,45 @@ class Op:
             return x.copy_(self(x.clone(), *args))
         return self._apply(self.overwriting, (x, *args))
 
-    def _apply(self, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
-        inputs = [(n, args[i]) for n, i in self.grad_arguments if args[i] is not None]
-        for name, value in inputs:
-            self._check_input(name, value)
-        first = inputs[0][1]
+    def _apply(self, function: type[torch.autograd.Function], args: tuple[Any, ...], mixed: bool = False) -> Any:
+        first, odd, learns = None, None, False
+        for name, i in self.grad_arguments:
+            value = args[i]
+            if value is None:
+                continue
+            if not isinstance(value, Tensor) or value.dtype not in FLOATS or value.layout is not torch.strided:
+                raise self._refusal(name, value)
+            learns = learns or value.requires_grad
+            if first is None:
+                first = value
+            elif value.dtype is not first.dtype:
+                odd = odd or name
         device = first.device.type
         if torch.is_autocast_enabled(device):
             args = self._autocast(device, args)
             with torch.autocast(device, enabled=False):
-                return self._dispatch(function, args)
-        if not self.mixed:
-            for name, value in inputs:
-                if value.dtype is not first.dtype:
-                    raise TypeError(
-                        f"{self.name}: {name} must have input's dtype {first.dtype}, got {value.dtype}"
-                    )
-        return self._dispatch(function, args)
-
-    def _dispatch(self, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
+                return self._apply(function, args, mixed=True)
+        if odd and not (mixed or self.mixed):
+            got = args[self.arguments.index(odd)].dtype
+            raise TypeError(f"{self.name}: {odd} must have input's dtype {first.dtype}, got {got}")
         if torch.compiler.is_compiling():
             usable = self.trace == "kernel" and self.kernel.usable(*args)
             return self.traced.apply(self.key, "kernel" if usable else "formula", *args)
-        return function.apply(self.key, self.tier(*args), *args)
+        tier = self.tier(*args)
+        if function is self.eager:
+            if _transformed():
+                return self.transformed.apply(self.key, tier, *args)
+            if not (learns and torch.is_grad_enabled()):  # nobody will differentiate: spare the Function
+                return self.compute_forward(tier, args)
+        return function.apply(self.key, tier, *args)
 
-    def _check_input(self, name: str, value: Any) -> None:
+    def _refusal(self, name: str, value: Any) -> TypeError:
         if not isinstance(value, Tensor):
             got = type(value).__name__
-        elif value.dtype not in FLOATS:
-            got = str(value.dtype)
-        elif value.layout is not torch.strided:
-            got = f"layout {value.layout}"
         else:
-            return
+            got = str(value.dtype) if value.dtype not in FLOATS else f"layout {value.layout}"
         name = "input" if name == "x" else name
-        raise TypeError(f"{self.name}: {name} must be a dense tensor of a real floating dtype, got {got}")
+        return TypeError(f"{self.name}: {name} must be a dense tensor of a real floating dtype, got {got}")
 
     def _autocast(self, device: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         policy = self.autocast.get(device)
@@ -262,10 +280,6 @@ class Op:
             if args[i] is not None and args[i].dtype is not torch.float64:
                 cast[i] = args[i].to(dtype)  # outside the Function, so autograd casts the gradient back
         return tuple(cast)
-
-    def needs(self, needs_input_grad: tuple[bool, ...]) -> frozenset[str]:
-        """The names of the inputs whose gradient is wanted."""
-        return frozenset([n for n, i in self.grad_arguments if needs_input_grad[2 + i]])
 
     # Computing it, in one tier or another ----------------------------------------------------------------
 
@@ -336,108 +350,135 @@ class Op:
         return {name: value for name, value in again if named.get(name) is not None}
 
 
+def _transformed() -> bool:
+    """Whether a torch.func transform or forward mode is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def _upcast(value: Any) -> Any:
     """Half precision to float32; anything else as it is."""
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
-class _PositionalSignature(inspect.Signature):
-    """A signature whose `bind` does nothing.
-
-    `Function.apply` binds its arguments to the forward's signature on each call, for the sake of defaults that
-    our forwards do not have; that took 13 of the 18 µs that an apply cost (torch 2.15, Python 3.11).
-    """
-
-    def __init__(self) -> None:
-        super().__init__([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
-
-    def bind(self, *args: Any, **kwargs: Any) -> _Bound:
-        return _Bound(args, kwargs)
-
-
-@dataclass(slots=True)
-class _Bound:
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def apply_defaults(self) -> None:
-        """Nothing to apply."""
-
+# The Functions ------------------------------------------------------------------------------------------------
+#
+# What is remembered and how it is pulled back is the same for every op and every Function: `_set_up` and
+# `_pull_back`. Four classes run them: torch.compile refuses a `jvp`, torch.func wants `setup_context`, and plain
+# eager mode does better without it, since each `apply` of that form binds its arguments through `inspect`
+# (30 to 40 µs an op in a training step, of a Python overhead of about as much again; torch 2.15).
 
 # Dynamo can trace a Function that looks its op up by a key, but not one that holds the op in a closure.
 _OPS: dict[str, Op] = {}
 
 
+def _set_up(ctx: Any, key: str, tier: str, args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+    """Keep for the backward pass what the wanted gradients read, and nothing else."""
+    op = _OPS[key]
+    needs = frozenset([n for n, i in op.grad_arguments if ctx.needs_input_grad[2 + i]])
+    # In forward mode everything is kept, in one order for both saves: the vmap rule that torch generates has a
+    # single record of their batch dimensions.
+    forward_mode = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    names, saved, rest = [], [], {}
+    for name, is_output, i, wanted in op.sources:
+        value = outputs[i] if is_output else args[i]
+        if not isinstance(value, Tensor):
+            rest[name] = value
+        elif forward_mode or not needs.isdisjoint(wanted):
+            names.append(name)
+            saved.append(value)
+        else:
+            rest[name] = None
+    for name, i in op.shapes:
+        rest[name] = args[i].shape
+    like = [None if args[i] is None else (args[i].shape, args[i].dtype) for _, i in op.grad_arguments]
+    ctx.remembered = op.key, tier, needs, names, rest, like
+    if forward_mode:
+        saved += [o for o, d in zip(outputs, op.douts, strict=True) if d is not None]
+        ctx.save_for_forward(*saved)
+    ctx.save_for_backward(*saved)
+    if constants := [o for o, d in zip(outputs, op.douts, strict=True) if d is None]:
+        ctx.mark_non_differentiable(*constants)
+    if not torch.compiler.is_compiling():
+        ctx.set_materialize_grads(False)
+
+
+def _pull_back(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
+    """From the gradients of the outputs to those of the inputs, in the order of `apply`'s arguments."""
+    key, tier, needs, names, rest, like = ctx.remembered
+    op = _OPS[key]
+    slots = [None] * (2 + len(op.arguments))
+    named, device = {**rest, **dict(zip(names, ctx.saved_tensors, strict=False))}, None
+    for name, dout in zip(op.douts, douts, strict=True):
+        if name is not None:
+            named[name] = dout
+            device = device or (dout is not None and dout.device.type)
+    if not device:  # nothing downstream used an output
+        return tuple(slots)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
+        tier = "formula"
+        named.update(op.recompute_residuals(named))
+    with _no_autocast(device):
+        grads = op.compute_backward(tier, named, needs)
+    for (_, i), grad, shape_and_dtype in zip(op.grad_arguments, grads, like, strict=True):
+        slots[2 + i] = None if grad is None else _fit(grad, *shape_and_dtype)
+    return tuple(slots)
+
+
+def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+class _Eager(torch.autograd.Function):
+    """An op in plain eager mode. Each op has a subclass that carries its name, here and below."""
+
+    @staticmethod
+    def forward(ctx, key, tier, *args):
+        outputs = _OPS[key].compute_forward(tier, args)
+        _set_up(ctx, key, tier, args, _tuple(outputs))
+        return outputs
+
+    backward = staticmethod(_pull_back)
+
+
+class _Overwriting(torch.autograd.Function):
+    """An op that writes its result over its first argument."""
+
+    @staticmethod
+    def forward(ctx, key, tier, x, *args):
+        result, *rest = _tuple(_OPS[key].compute_forward(tier, (x, *args)))
+        ctx.mark_dirty(x.copy_(result))
+        _set_up(ctx, key, tier, (x, *args), (x, *rest))
+        return (x, *rest) if rest else x
+
+    backward = staticmethod(_pull_back)
+
+
 class _Traced(torch.autograd.Function):
-    """The Function of every op, as torch.compile sees it. Each op has a subclass that carries its name."""
+    """An op as torch.compile sees it."""
 
     @staticmethod
     def forward(key, tier, *args):
         return _OPS[key].compute_forward(tier, args)
 
-    forward.__func__.__signature__ = _PositionalSignature()
-
     @staticmethod
     def setup_context(ctx, inputs, output):
         key, tier, *args = inputs
-        op = _OPS[key]
-        outputs = output if isinstance(output, tuple) else (output,)
-        if constants := [o for o, d in zip(outputs, op.douts, strict=True) if d is None]:
-            ctx.mark_non_differentiable(*constants)
+        _set_up(ctx, key, tier, args, _tuple(output))
 
-        named = {**dict(zip(op.arguments, args, strict=True)), **dict(zip(op.outputs, outputs, strict=True))}
-        needs = op.needs(ctx.needs_input_grad)
-        # In forward mode everything is kept, in one order for both saves: the vmap rule that torch generates
-        # has a single record of their batch dimensions.
-        forward_mode = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
-        tensors, rest = {}, {}
-        for kept in op.kept:
-            value = named[kept]
-            if not isinstance(value, Tensor):
-                rest[kept] = value
-            elif forward_mode or not needs.isdisjoint(op.keep_for[kept]):
-                tensors[kept] = value
-            else:
-                rest[kept] = None
-        ctx.key, ctx.tier, ctx.rest, ctx.names = key, tier, rest, tuple(tensors)
-        ctx.like = [None if (x := named[g]) is None else (x.shape, x.dtype) for g in op.grads]
-        saved = list(tensors.values())
-        if forward_mode:
-            saved += [o for o, d in zip(outputs, op.douts, strict=True) if d is not None]
-            ctx.save_for_forward(*saved)
-        ctx.save_for_backward(*saved)
-        if not torch.compiler.is_compiling():
-            ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx, *douts):
-        op, tier = _OPS[ctx.key], ctx.tier
-        named = {d: dout for d, dout in zip(op.douts, douts, strict=True) if d is not None}
-        slots = [None] * (2 + len(op.arguments))
-        device = next((dout.device.type for dout in named.values() if dout is not None), None)
-        if device is None:  # nothing downstream used an output
-            return tuple(slots)
-        named.update(_kept(ctx))
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            tier = "formula"
-            named.update(op.recompute_residuals(named))
-        with _no_autocast(device):
-            grads = op.compute_backward(tier, named, op.needs(ctx.needs_input_grad))
-        for (_, i), grad, like in zip(op.grad_arguments, grads, ctx.like, strict=True):
-            slots[2 + i] = None if grad is None else _fit(grad, *like)
-        return tuple(slots)
+    backward = staticmethod(_pull_back)
 
 
-class _Eager(_Traced):
-    """The Function of every op outside torch.compile: with vmap and forward mode."""
+class _Transformed(_Traced):
+    """An op under torch.func and in forward mode."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def jvp(ctx, _key, _tier, *tangents):
-        op = _OPS[ctx.key]
-        results = ctx.saved_tensors[len(ctx.names) :]
-        named = _kept(ctx)
+        key, _, _, names, rest, like = ctx.remembered
+        op = _OPS[key]
+        results = ctx.saved_tensors[len(names) :]
+        named = {**rest, **dict(zip(names, ctx.saved_tensors, strict=False))}
         named.update(op.recompute_residuals(named))
         directions = [tangents[i] for _, i in op.grad_arguments]
         needs = frozenset(n for n, t in zip(op.grads, directions, strict=True) if t is not None)
@@ -446,8 +487,8 @@ class _Eager(_Traced):
             douts = dict(zip(filter(None, op.douts), douts, strict=True))
             grads = op.compute_backward("formula", {**named, **douts}, needs)
             terms = [
-                (_fit(grad, *like) * t).sum()
-                for grad, like, t in zip(grads, ctx.like, directions, strict=True)
+                (_fit(grad, *shape_and_dtype) * t).sum()
+                for grad, shape_and_dtype, t in zip(grads, like, directions, strict=True)
                 if grad is not None
             ]
             return sum(terms, results[0].new_zeros(()))
@@ -459,29 +500,9 @@ class _Eager(_Traced):
         return out if len(out) > 1 else out[0]
 
 
-class _Inplace(_Traced):
-    """The Function of every op that may write its result over its first argument."""
-
-    @staticmethod
-    def forward(key, tier, x, *args):
-        outputs = _OPS[key].compute_forward(tier, (x, *args))
-        if isinstance(outputs, tuple):
-            return (x.copy_(outputs[0]), *outputs[1:])
-        return x.copy_(outputs)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_dirty(inputs[2])
-        _Traced.setup_context(ctx, inputs, output)
-
-
-def _kept(ctx: Any) -> dict[str, Any]:
-    return {**ctx.rest, **dict(zip(ctx.names, ctx.saved_tensors, strict=False))}
-
-
 def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """A gradient in its input's shape (broadcast dimensions summed) and dtype."""
-    if grad.shape != shape:
+    if torch.compiler.is_compiling() or grad.shape != shape:  # Dynamo cannot compare sizes that are symbols
         grad = grad.sum_to_size(shape)
     return grad if grad.dtype is dtype else grad.to(dtype)
 

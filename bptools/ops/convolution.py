@@ -43,14 +43,10 @@ def convolution_forward(
     padding: Ints,
     dilation: Ints,
     groups: int,
-    size: Ints,
-    kernel_size: Ints,
 ) -> Tensor:
-    """x (n, c, *size), weight (o, c / groups, *kernel_size), bias (o,) -> y (n, o, *out).
-
-    `size` and `kernel_size` are arguments for the backward's sake, which may have kept neither x nor weight.
-    """
-    out = output_size(size, kernel_size, stride, padding, dilation)
+    """x (n, c, *size), weight (o, c / groups, *kernel_size), bias (o,) -> y (n, o, *out)."""
+    kernel_size = weight.shape[2:]
+    out = output_size(x.shape[2:], kernel_size, stride, padding, dilation)
     t = _columns(windows(x, kernel_size, stride, padding, dilation, out), groups)
     w = weight.reshape(groups, weight.shape[0] // groups, t.shape[2])  # (g, o, c k)
     y = (w @ t).reshape(x.shape[0], weight.shape[0], *out)
@@ -65,22 +61,22 @@ def convolution_backward(
     padding: Ints,
     dilation: Ints,
     groups: int,
-    size: Ints,
-    kernel_size: Ints,
+    x_shape: torch.Size,
+    weight_shape: torch.Size,
     needs=EVERY,
 ) -> tuple[Tensor | None, ...]:
     """dy (n, o, *out), x and weight as in the forward -> dx (n, c, *size), dw like weight, db (o,)."""
     dx = dw = db = None
     n, o, *out = dy.shape
+    (_, c, *kernel_size), size = weight_shape, x_shape[2:]
     if "x" in needs:
-        c = weight.shape[1]
         u = _columns(transposed_windows(dy, kernel_size, stride, padding, dilation, size), groups)
         w = weight.reshape(groups, o // groups, c, math.prod(kernel_size)).flip(-1)  # (g, o, c, k)
-        dx = (w.transpose(1, 2).reshape(groups, c, u.shape[2]) @ u).reshape(n, groups * c, *size)
+        dx = (w.transpose(1, 2).reshape(groups, c, u.shape[2]) @ u).reshape(x_shape)
     if "weight" in needs:
         t = _columns(windows(x, kernel_size, stride, padding, dilation, out), groups)
         dw = dy.reshape(n, groups, o // groups, math.prod(out)) @ t.mT  # (n, g, o, c k)
-        dw = dw.sum(0).reshape(o, x.shape[1] // groups, *kernel_size)
+        dw = dw.sum(0).reshape(weight_shape)
     if "bias" in needs:
         db = dy.sum((0, *range(2, dy.dim())))
     return dx, dw, db
@@ -92,20 +88,18 @@ def _columns(t: Tensor, groups: int) -> Tensor:
     return t.reshape(n, groups, channels // groups * k, math.prod(places))
 
 
-def _kernel_forward(x, weight, bias, stride, padding, dilation, groups, size, kernel_size):
-    return aten.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(size), groups)
+def _kernel_forward(x, weight, bias, stride, padding, dilation, groups):
+    return torch.convolution(x, weight, bias, stride, padding, dilation, False, (0,) * len(stride), groups)
 
 
-def _kernel_backward(dy, x, weight, stride, padding, dilation, groups, size, kernel_size, needs):
+def _kernel_backward(dy, x, weight, stride, padding, dilation, groups, x_shape, weight_shape, needs):
     if x is None and weight is None:
         return None, None, dy.sum((0, *range(2, dy.dim())))
     # Of the one that was not kept the kernel reads nothing but the shape.
-    if x is None:
-        x = dy.new_empty(dy.shape[0], weight.shape[1] * groups, *size)
-    if weight is None:
-        weight = dy.new_empty(dy.shape[1], x.shape[1] // groups, *kernel_size)
+    x = dy.new_empty(x_shape) if x is None else x
+    weight = dy.new_empty(weight_shape) if weight is None else weight
     mask = ["x" in needs, "weight" in needs, "bias" in needs]
-    zeros = [0] * len(size)
+    zeros = [0] * len(stride)
     return aten.convolution_backward(
         dy, x, weight, [dy.shape[1]], stride, padding, dilation, False, zeros, groups, mask
     )

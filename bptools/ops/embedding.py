@@ -24,20 +24,22 @@ from bptools.ops._core import EVERY, Kernel, Op
 aten = torch.ops.aten
 
 
-def embedding_forward(weight: Tensor, indices: Tensor, padding_idx: int, rows: int) -> Tensor:
+def embedding_forward(weight: Tensor, indices: Tensor, padding_idx: int) -> Tensor:
     """weight (rows, d), indices (...), padding_idx -1 for none -> y (..., d)."""
     return weight.index_select(0, indices.flatten()).reshape(*indices.shape, weight.shape[1])
 
 
-def embedding_backward(dy: Tensor, indices: Tensor, padding_idx: int, rows: int, needs=EVERY) -> tuple[Tensor]:
+def embedding_backward(
+    dy: Tensor, indices: Tensor, padding_idx: int, weight_shape: torch.Size, needs=EVERY
+) -> tuple[Tensor]:
     """dy (..., d), indices (...) -> dw (rows, d)."""
     dy = dy.masked_fill((indices == padding_idx).unsqueeze(-1), 0)
     dy = dy.reshape(indices.numel(), dy.shape[-1])  # (n, d)
-    return (dy.new_zeros(rows, dy.shape[-1]).index_add(0, indices.flatten(), dy),)
+    return (dy.new_zeros(weight_shape).index_add(0, indices.flatten(), dy),)
 
 
-def _kernel_backward(dy, indices, padding_idx, rows, needs):
-    return (aten.embedding_dense_backward(dy, indices, rows, padding_idx, False),)
+def _kernel_backward(dy, indices, padding_idx, weight_shape, needs):
+    return (aten.embedding_dense_backward(dy, indices, weight_shape[0], padding_idx, False),)
 
 
 embedding = Op(
@@ -45,8 +47,5 @@ embedding = Op(
     embedding_backward,
     outputs="y",
     grads="weight",
-    kernel=Kernel(
-        lambda weight, indices, padding_idx, rows: aten.embedding(weight, indices, padding_idx),
-        _kernel_backward,
-    ),
+    kernel=Kernel(aten.embedding, _kernel_backward),
 )

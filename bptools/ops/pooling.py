@@ -44,20 +44,22 @@ from bptools.ops._windows import Ints, output_size, transposed_windows, windows
 aten = torch.ops.aten
 
 
-def _like_input(dy: Tensor, size: Ints) -> Tensor:
-    """An empty (n, c, *size) in dy's memory format: of the input the kernels read nothing but the shape."""
-    n, c, h, w = *dy.shape[:2], *size
-    channels_last = dy.stride(1) < dy.stride(3)
-    return dy.new_empty(n, h, w, c).permute(0, 3, 1, 2) if channels_last else dy.new_empty(n, c, h, w)
+def _like_input(dy: Tensor, x_shape: torch.Size) -> Tensor:
+    """An x in dy's memory format, for kernels that read nothing of it but that: if it can be, of one number."""
+    n, c, h, w = x_shape
+    if dy.stride(1) < dy.stride(3):  # channels last
+        return dy.new_empty(n, h, w, c).permute(0, 3, 1, 2)
+    return dy.new_empty(1, 1, 1, 1).expand(x_shape) if dy.device.type == "cpu" else dy.new_empty(x_shape)
 
 
 # Max pooling --------------------------------------------------------------------------------------------------
 
 
 def max_pool2d_forward(
-    x: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool, size: Ints
+    x: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool
 ) -> tuple[Tensor, Tensor]:
     """x (n, c, *size) -> y (n, c, *out), indices (n, c, *out): the places of y in the flattened size."""
+    size = x.shape[2:]
     out = output_size(size, kernel_size, stride, padding, dilation, ceil_mode)
     places = torch.arange(math.prod(size), device=x.device).view(1, 1, *size)
     places = windows(places, kernel_size, stride, padding, dilation, out, fill=-1)  # (1, 1, k, *out)
@@ -78,12 +80,12 @@ def max_pool2d_backward(
     padding: Ints,
     dilation: Ints,
     ceil_mode: bool,
-    size: Ints,
+    x_shape: torch.Size,
     needs=EVERY,
 ) -> tuple[Tensor]:
     """dy, indices (n, c, *out) -> dx (n, c, *size)."""
-    dx = dy.new_zeros(*dy.shape[:2], math.prod(size))
-    return (dx.scatter_add(-1, _flat(indices), _flat(dy)).reshape(*dy.shape[:2], *size),)
+    dx = dy.new_zeros(*x_shape[:2], math.prod(x_shape[2:]))
+    return (dx.scatter_add(-1, _flat(indices), _flat(dy)).reshape(x_shape),)
 
 
 def _flat(t: Tensor) -> Tensor:
@@ -91,10 +93,10 @@ def _flat(t: Tensor) -> Tensor:
     return t.reshape(*t.shape[:-2], t.shape[-2] * t.shape[-1])
 
 
-def _max_kernel_backward(dy, indices, kernel_size, stride, padding, dilation, ceil_mode, size, needs):
+def _max_kernel_backward(dy, indices, kernel_size, stride, padding, dilation, ceil_mode, x_shape, needs):
     return (
         aten.max_pool2d_with_indices_backward(
-            dy, _like_input(dy, size), kernel_size, stride, padding, dilation, ceil_mode, indices
+            dy, _like_input(dy, x_shape), kernel_size, stride, padding, dilation, ceil_mode, indices
         ),
     )
 
@@ -104,7 +106,7 @@ max_pool2d = Op(
     max_pool2d_backward,
     outputs="y indices",
     grads="x",
-    kernel=Kernel(lambda *args: aten.max_pool2d_with_indices(*args[:-1]), _max_kernel_backward),
+    kernel=Kernel(aten.max_pool2d_with_indices, _max_kernel_backward),
     trace="kernel",
 )
 
@@ -120,9 +122,9 @@ def avg_pool2d_forward(
     ceil_mode: bool,
     count_include_pad: bool,
     divisor_override: int | None,
-    size: Ints,
 ) -> Tensor:
     """x (n, c, *size) -> y (n, c, *out)."""
+    size = x.shape[2:]
     out = output_size(size, kernel_size, stride, padding, (1, 1), ceil_mode)
     sums = windows(x, kernel_size, stride, padding, (1, 1), out).sum(2)
     return sums / _divisor(x, kernel_size, stride, padding, count_include_pad, divisor_override, size, out)
@@ -136,11 +138,11 @@ def avg_pool2d_backward(
     ceil_mode: bool,
     count_include_pad: bool,
     divisor_override: int | None,
-    size: Ints,
+    x_shape: torch.Size,
     needs=EVERY,
 ) -> tuple[Tensor]:
     """dy (n, c, *out) -> dx (n, c, *size)."""
-    out = dy.shape[2:]
+    size, out = x_shape[2:], dy.shape[2:]
     g = dy / _divisor(dy, kernel_size, stride, padding, count_include_pad, divisor_override, size, out)
     return (transposed_windows(g, kernel_size, stride, padding, (1, 1), size).sum(2),)
 
@@ -164,10 +166,10 @@ def _divisor(
 
 
 def _avg_kernel_backward(
-    dy, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, size, needs
+    dy, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, x_shape, needs
 ):
     options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    return (aten.avg_pool2d_backward(dy, _like_input(dy, size), *options),)
+    return (aten.avg_pool2d_backward(dy, _like_input(dy, x_shape), *options),)
 
 
 avg_pool2d = Op(
@@ -175,7 +177,7 @@ avg_pool2d = Op(
     avg_pool2d_backward,
     outputs="y",
     grads="x",
-    kernel=Kernel(lambda *args: aten.avg_pool2d(*args[:-1]), _avg_kernel_backward),
+    kernel=Kernel(aten.avg_pool2d, _avg_kernel_backward),
     trace="kernel",
 )
 
@@ -183,13 +185,14 @@ avg_pool2d = Op(
 # Adaptive average pooling -------------------------------------------------------------------------------------
 
 
-def adaptive_avg_pool2d_forward(x: Tensor, output_size: Ints, size: Ints) -> Tensor:
+def adaptive_avg_pool2d_forward(x: Tensor, output_size: Ints) -> Tensor:
     """x (n, c, *size) -> y (n, c, *output_size)."""
-    return _overlap_sum(x, output_size) / _overlap_sum(x.new_ones(1, 1, *size), output_size)
+    return _overlap_sum(x, output_size) / _overlap_sum(x.new_ones(1, 1, *x.shape[2:]), output_size)
 
 
-def adaptive_avg_pool2d_backward(dy: Tensor, output_size: Ints, size: Ints, needs=EVERY) -> tuple[Tensor]:
+def adaptive_avg_pool2d_backward(dy: Tensor, output_size: Ints, x_shape: torch.Size, needs=EVERY) -> tuple[Tensor]:
     """dy (n, c, *output_size) -> dx (n, c, *size)."""
+    size = x_shape[2:]
     return (_overlap_sum(dy / _overlap_sum(dy.new_ones(1, 1, *size), output_size), size),)
 
 
@@ -214,9 +217,11 @@ adaptive_avg_pool2d = Op(
     outputs="y",
     grads="x",
     kernel=Kernel(
-        lambda x, output_size, size: aten.adaptive_avg_pool2d(x, output_size),
-        lambda dy, output_size, size, needs: (aten._adaptive_avg_pool2d_backward(dy, _like_input(dy, size)),),
-        usable=lambda x, output_size, size: 0 not in (*output_size, *size),  # ATen has no backward for these
+        aten.adaptive_avg_pool2d,
+        lambda dy, output_size, x_shape, needs: (
+            aten._adaptive_avg_pool2d_backward(dy, _like_input(dy, x_shape)),
+        ),
+        usable=lambda x, output_size: 0 not in (*output_size, *x.shape[2:]),  # ATen has no backward for these
     ),
     trace="kernel",
 )

@@ -325,6 +325,13 @@ CASES: list[Case] = [
     Case("batch_norm", "evaluation", lambda t: ((t(2, 3, 2), *statistics(t), t(3), t(3)), {})),
     Case("batch_norm", "plain-evaluation", lambda t: ((t(4, 3), *statistics(t)), {})),
     Case(
+        "batch_norm",
+        "shared-buffers",
+        lambda t: ((t(4, 3), *statistics(t), t(3), t(3)), {"training": True}),
+        only=("vmap",),
+        raises={"vmap": (RuntimeError, "were not batched|mutate a captured Tensor")},
+    ),
+    Case(
         "batch_norm", "no-samples", lambda t: ((t(0, 3, 2), t(3), t(3)), {}), training(B), training(F), only=EMPTY
     ),
     # dropout

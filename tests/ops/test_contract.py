@@ -282,13 +282,15 @@ def test_func(case, tier):
 def test_compile(case, tier):
     call = Call(case, dtype=torch.float32)
     y, truth = grads(call)
-    torch._dynamo.reset()
-    compiled = torch.compile(case.plain("ours"), fullgraph=True, backend="aot_eager")
-    torch.manual_seed(0)
-    with expected(case, "compile"):
-        again = compiled(*call.args, **call.kwargs)
-        assert_close(again, y, rtol=1e-4, atol=1e-5)
-        assert_close(torch.autograd.grad(again, call.inputs, like(y)), truth, rtol=1e-4, atol=1e-5)
+    for dynamic in (False, True):  # sizes as constants, and as symbols
+        torch._dynamo.reset()
+        compiled = torch.compile(case.plain("ours"), fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        torch.manual_seed(0)
+        with expected(case, "compile"):
+            again = compiled(*call.args, **call.kwargs)
+            assert_close(again, y, rtol=1e-4, atol=1e-5)
+            found = torch.autograd.grad(again, call.inputs, like(y))
+            assert_close(found, truth, rtol=1e-4, atol=1e-5)
 
 
 ONE_AN_OP = {c.op: c for c in reversed(CASES) if not c.random}.values()

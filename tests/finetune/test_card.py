@@ -1,0 +1,88 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+from bptools.finetune import (
+    Phase,
+    confusion_figure,
+    enter_phase,
+    one_run,
+    parameter_depths,
+    parameter_groups,
+    print_card,
+    print_comparison,
+    set_modes,
+    small_cnn,
+    trainability_table,
+)
+from bptools.finetune.card import mean_spread, paired_difference
+
+
+@pytest.fixture
+def console():
+    return Console(record=True, width=110, file=io.StringIO())
+
+
+def result(accuracy, losses=(0.9, 0.5), seed=0):
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(0, 3, 30).tolist()
+    predictions = [t if generator.random() < accuracy / 100 else (t + 1) % 3 for t in targets]
+    history = [{"loss": loss, "accuracy": accuracy - 10 * i} for i, loss in enumerate(losses)]
+    return {"accuracy": accuracy, "targets": targets, "predictions": predictions, "seconds": 1.5,
+            "reason": "all 2 epochs ran", "history": history}  # fmt: skip
+
+
+def test_words():
+    assert mean_spread([90.0, 92.0]) == "91.0 ± 1.4"
+    assert mean_spread([90.0]) == "90.0"
+    assert paired_difference("a", [3.0, 5.0], "b", [1.0, 6.0]) == "a - b: +0.5 ± 2.1 points, ahead on 1 of 2 seeds"
+    assert paired_difference("a", [3.0], "b", [1.0]) == "a - b: +2.0 points, one seed only"
+    assert one_run("head", result(80.0)) == "head            test  80.0 %     1.5 s  all 2 epochs ran"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_card_and_picture(console, tmp_path, seeds):
+    runs = {
+        "zero-shot": [{"accuracy": None, "seconds": 0.0, "reason": "n/a, the head is new", "history": []}] * seeds,
+        "scratch": [result(60.0 + i, seed=i) for i in range(seeds)],
+        "full": [result(90.0 + 3 * i, losses=(0.9, 0.5, 0.1, 0.2), seed=i) for i in range(seeds)],
+    }
+    print_card(console, tmp_path, "a job", runs, ("a", "b", "c"), ["a note"])
+    text = console.export_text()
+    for words in ("zero-shot", "n/a", "the head is new", "full, the lowest validation loss", "full - scratch: +",
+                  "a note", f"{tmp_path}/card.png", "tensorboard --logdir"):  # fmt: skip
+        assert words in text
+    assert "± " in text if seeds > 1 else "one seed" in text
+    with Image.open(tmp_path / "card.png") as image:
+        assert image.size == (1760, 550)
+
+
+def test_many_classes_fit(tmp_path):
+    labels = list(range(60))
+    figure = confusion_figure(labels, labels[::-1], [f"class number {i}" for i in labels])
+    figure.savefig(tmp_path / "c.png")
+
+
+def test_trainability_says_what_trains(console):
+    model = small_cnn(nn, 3, width=4)
+    depths = parameter_depths(model, torch.rand(1, 1, 8, 8))
+    optimizer = torch.optim.AdamW(parameter_groups(model, depths, lr=0.1, weight_decay=0.5))
+    enter_phase(model, optimizer, Phase(("head",), 1), "3.2")
+    set_modes(model)
+    console.print(trainability_table(model, optimizer, "phase 1: head"))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["0", "0.0", "…", "0.1", "44", "0", "-", "-", "eval"] in lines
+    assert ["3", "3.2", "99", "99", "1.0e-01", "0", "/", "0.5", "train"] in lines
+
+
+def test_comparison(console):
+    accuracy = {"torch": [{"full": 90.0}, {"full": 92.0}], "bptools": [{"full": 90.5}, {"full": 91.0}]}
+    print_comparison(console, {"torch": [2.0, 4.0], "bptools": [3.0, 3.3]}, accuracy)
+    text = console.export_text()
+    assert "bptools - torch = -0.25 points" in text
+    assert "ratio 1.050" in text

@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, Dataset, TensorDataset
+
+from bptools.finetune import InputError, digits, image_folder, make_loader, one_line
+
+FORMAT = (16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # size, mean, std
+
+
+def draw(folder, count, colour=(255, 0, 0)):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.new("RGB", (20, 24), colour).save(folder / f"{i}.png")
+
+
+@pytest.fixture
+def flat(tmp_path):
+    draw(tmp_path / "blue", 6, (0, 0, 255))
+    draw(tmp_path / "red", 10)
+    return tmp_path
+
+
+def test_digits_never_share_an_image():
+    source, target = digits(3)
+    assert [len(part) for part in (target.train, target.val, target.test)] == [50, 50, 799]
+    parts = [*(1 - p.tensors[0] for p in (source.train, source.val, source.test)),
+             *(p.tensors[0] for p in (target.train, target.val, target.test))]  # fmt: skip
+    assert sum(map(len, parts)) == 1797
+    everything = torch.cat(parts)
+    assert everything.shape == (1797, 1, 8, 8)
+    assert len(everything.flatten(1).unique(dim=0)) == 1797
+    assert torch.bincount(target.train.tensors[1]).tolist() == [5] * 10
+    assert 0 <= everything.min() <= everything.max() <= 1
+
+
+def test_digits_follow_the_seed():
+    first, again, other = digits(0)[1], digits(0)[1], digits(1)[1]
+    assert torch.equal(first.train.tensors[0], again.train.tensors[0])
+    assert not torch.equal(first.train.tensors[0], other.train.tensors[0])
+    assert first.sizes() == "50 to train, 50 to pick the best epoch, 799 to test"
+    with pytest.raises(ValueError, match=r"labels_per_class: .* got 0"):
+        digits(0, 0)
+
+
+def test_one_folder_is_split_by_class(flat):
+    splits = image_folder(flat, *FORMAT, holdout=0.5, seed=1)
+    assert splits.classes == ("blue", "red")
+    assert [len(p) for p in (splits.train, splits.val, splits.test)] == [8, 3, 5]
+    index = [i for p in (splits.train, splits.val, splits.test) for i in p.indices]
+    assert sorted(index) == list(range(16))
+    for part in (splits.train, splits.val, splits.test):
+        assert {label for _, label in part} == {0, 1}
+    image, label = splits.test[0]
+    assert (image.shape, image.dtype, label) == ((3, 16, 16), torch.float32, 0)
+    assert image[:, 8, 8].tolist() == [-1.0, -1.0, 1.0]
+
+
+def test_train_val_and_test_folders(tmp_path):
+    for part in ("train", "val"):
+        draw(tmp_path / part / "a", 2)
+        draw(tmp_path / part / "b", 3)
+    splits = image_folder(tmp_path, *FORMAT)
+    assert splits.test is splits.val
+    assert splits.sizes() == "5 to train, 5 to pick the best epoch and to test"
+    draw(tmp_path / "test" / "a", 1)
+    with pytest.raises(InputError, match="differ in their classes, such as 'b'"):
+        image_folder(tmp_path, *FORMAT)
+    draw(tmp_path / "test" / "b", 1)
+    assert len(image_folder(tmp_path, *FORMAT).test) == 2
+
+
+def test_missing_and_empty_folders(tmp_path, flat):
+    with pytest.raises(InputError, match=r"no such folder: .*nowhere"):
+        image_folder(tmp_path / "nowhere", *FORMAT)
+    with pytest.raises(InputError, match="found no folder"):
+        image_folder(flat / "red", *FORMAT)
+    (flat / "green").mkdir()
+    with pytest.raises(InputError, match=r"class folder without an image: .*green"):
+        image_folder(flat, *FORMAT)
+    draw(flat / "green" / "x", 2)
+    with pytest.raises(InputError, match=r"class 'green' has 2 image\(s\)"):
+        image_folder(flat, *FORMAT)
+    with pytest.raises(ValueError, match=r"holdout: .* got 1"):
+        image_folder(flat, *FORMAT, holdout=1.0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_named(flat, workers):
+    path = flat / "red" / "3.png"
+    path.write_bytes(path.read_bytes()[:60])
+    splits = image_folder(flat, *FORMAT)
+    everything = ConcatDataset([splits.train, splits.val, splits.test])
+    with pytest.raises(InputError) as caught:
+        list(make_loader(everything, 4, workers=workers))
+    assert one_line(caught.value).startswith(f"cannot read image {path}: ")
+
+
+def test_batches_differ_by_one_at_most():
+    data = TensorDataset(torch.arange(33), torch.zeros(33))
+    sizes = [len(x) for x, _ in make_loader(data, 16, seed=(0, 0))]
+    assert sizes == [11, 11, 11]
+    assert [len(x) for x, _ in make_loader(data, 64)] == [33]
+    with pytest.raises(ValueError, match=r"batch_size: .* got 0"):
+        make_loader(data, 0)
+
+
+class Noise(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return np.random.rand(), torch.rand(()).item()
+
+
+def test_order_and_workers_depend_on_seed_and_epoch_alone():
+    data = TensorDataset(torch.arange(20), torch.zeros(20))
+
+    def order(seed, epoch):
+        torch.manual_seed(99)  # the global generator plays no part
+        return torch.cat([x for x, _ in make_loader(data, 6, seed=(seed, epoch))]).tolist()
+
+    assert order(1, 2) == order(1, 2)
+    assert sorted(order(1, 2)) == list(range(20))
+    assert len({tuple(order(s, e)) for s in (1, 2) for e in (0, 1)}) == 4
+    assert torch.cat([x for x, _ in make_loader(data, 6)]).tolist() == list(range(20))
+
+
+def test_workers_do_not_share_one_numpy_seed():
+    def numbers(epoch):
+        batches = list(make_loader(Noise(), 2, seed=(0, epoch), workers=2))
+        return torch.cat([x for x, _ in batches]).tolist()
+
+    assert len(set(numbers(0))) == 8  # not each worker the same
+    assert numbers(0) == numbers(0)
+    assert not set(numbers(0)) & set(numbers(1))  # not each epoch the same

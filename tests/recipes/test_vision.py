@@ -1,0 +1,235 @@
+import importlib.util
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import get_model
+
+from bptools.finetune import load_checkpoint
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "vision.py"
+TINY = ("--seeds", "1", "--epochs", "2", "--batch-size", "20", "--phases", "head:1", "all:1", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def vision():
+    spec = importlib.util.spec_from_file_location("vision", RECIPE)
+    module = sys.modules["vision"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class StopAfter:
+    """In place of ``Interrupt``: asked between steps, it is true from the ``n``-th time on."""
+
+    def __init__(self, n):
+        self.n, self.signal = n, signal.SIGINT
+
+    def __bool__(self):
+        self.n -= 1
+        return self.n < 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name, shade in (("cat", 60), ("dog", 180)):
+        (root / name).mkdir()
+        for i in range(8):
+            pixels = generator.normal(shade, 40, (40, 36, 3)).clip(0, 255).astype("uint8")
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    torch.manual_seed(0)
+    torch.save(get_model("resnet18", weights=None).state_dict(), root / "resnet18.pth")
+    return root
+
+
+def results(folder):
+    """All that a job came to, but for times; and the weights kept."""
+    done = load_checkpoint(folder / "last.pt")["done"]
+    weights = {p.relative_to(folder): load_checkpoint(p)["model"] for p in folder.glob("seed*/*/best.pt")}
+    return {k: {n: v for n, v in r.items() if n != "seconds"} for k, r in done.items()}, weights
+
+
+def assert_same(folder, other):
+    (a, weights), (b, others) = results(folder), results(other)
+    assert a == b
+    assert weights.keys() == others.keys()
+    for path, state in weights.items():
+        assert all(torch.equal(v, others[path][k]) for k, v in state.items()), path
+
+
+@pytest.fixture(scope="module")
+def finished(vision, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "job"
+    assert vision.main([*TINY, "--accumulate", "2", "--log-dir", str(folder)]) == 0
+    return folder
+
+
+def test_the_demonstration_leaves_its_card_logs_and_settings(finished):
+    done, weights = results(finished)
+    assert list(done) == [f"0/{n}" for n in ("pretrain", "zero-shot", "scratch", "head", "full", "discriminative")]
+    assert done["0/pretrain"]["accuracy"] > 90 > 40 > done["0/zero-shot"]["accuracy"]
+    assert len(weights) == 5
+    assert json.loads((finished / "config.json").read_text())["accumulate"] == 2
+    with Image.open(finished / "card.png") as picture:
+        assert picture.width > 1000
+    assert {p.parent for p in finished.glob("seed0/*/events.out.tfevents.*")} == {
+        finished / p.parent for p in weights
+    }
+
+
+# The flag is read after each window and each run. Pretraining takes 8 epochs of 18 windows, and each other run 2
+# of 2, so these stops are within pretraining, at the very end of the first phase of "discriminative", and within
+# its second.
+def test_an_interrupted_job_ends_as_if_it_had_not_been(vision, finished, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "job"
+    args = [*TINY, "--accumulate", "2", "--log-dir", str(folder)]
+    for stop, key in ((60, "0/pretrain"), (101, "0/discriminative"), (0, "0/discriminative")):
+        monkeypatch.setattr(vision.ft, "Interrupt", lambda stop=stop: StopAfter(stop))
+        assert vision.main(args) == 128 + signal.SIGINT
+        torch.manual_seed(123)  # whatever the generators hold, the checkpoint's states count
+        args = re.search(r"uv run recipes/vision.py (--resume .*)", capsys.readouterr().out)[1].split()
+        assert list(load_checkpoint(folder / "last.pt")["unfinished"]) == [key]
+    monkeypatch.undo()
+    assert vision.main(args) == 0
+    assert_same(folder, finished)
+
+
+def test_a_finished_job_is_not_run_again(vision, finished, capsys):
+    before = results(finished)[0]
+    assert vision.main(["--resume", str(finished)]) == 0
+    assert "seed 0  " not in capsys.readouterr().out  # no run
+    assert results(finished)[0] == before
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+def test_an_image_folder_with_augmentation_resumes_exactly(vision, images, tmp_path, monkeypatch, amp):
+    common = ["--data", str(images), "--weights", str(images / "resnet18.pth"), "--size", "32", "--epochs", "2",
+              "--batch-size", "4", "--phases", "head:1", "layer4+head:1", "--workers", "0", "--amp", amp,
+              "--device", "cpu"]  # fmt: skip
+    assert vision.main([*common, "--log-dir", str(tmp_path / "a")]) == 0
+    monkeypatch.setattr(vision.ft, "Interrupt", lambda: StopAfter(5))
+    assert vision.main([*common, "--log-dir", str(tmp_path / "b")]) == 130
+    monkeypatch.undo()
+    assert vision.main(["--resume", str(tmp_path / "b")]) == 0
+    assert_same(tmp_path / "a", tmp_path / "b")
+    source = torch.load(images / "resnet18.pth", weights_only=True)
+    kept = load_checkpoint(tmp_path / "a" / "seed0" / "discriminative" / "best.pt")["model"]
+    frozen = [k for k in source if not k.startswith(("layer4", "fc"))]
+    assert all(torch.equal(source[k], kept[k]) for k in frozen)  # buffers too
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--accumlate", "2"], "--accumulate"),
+        (["--strategy", "fulll"], "'fulll'"),
+        (["--data", "/nowhere", "--model", "resnet18", "--weights", "None"], "error: no such folder: /nowhere"),
+        (["--model", "resnet18"], "with --data"),
+        (["--data", ".", "--model", "resnet8"], "did you mean 'resnet18'"),
+        (["--clip", "-1"], "error: --clip: expected more than 0, got -1.0"),
+        (["--phases", "head"], "error: phase 'head': expected NAMES:EPOCHS"),
+        (["--device", "nodevice"], "error: --device nodevice"),
+        (["--resume", "/nowhere"], "error: no such checkpoint file: /nowhere/last.pt"),
+        (["--resume", "/nowhere", "--lr", "1"], "leave out the other options"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(vision, capsys, tmp_path, args, words):
+    try:
+        status = vision.main([*args, *([] if "--resume" in args else ["--log-dir", str(tmp_path / "job")])])
+    except SystemExit as stop:  # from the command line's parser
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert words in error
+    if error.startswith("error: "):
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("spoil", ["corrupt image", "empty class", "weights", "used folder"])
+def test_bad_files_are_named(vision, images, tmp_path, capsys, spoil):
+    (tmp_path / "data").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).symlink_to(images / name)
+    weights = tmp_path / "w.pth"
+    weights.symlink_to(images / "resnet18.pth")
+    named = {
+        "corrupt image": "data/owl/",
+        "empty class": "data/owl",
+        "weights": "w.pth",
+        "used folder": "job",
+    }
+    if spoil == "weights":
+        weights.unlink()
+        torch.save({"conv1.weight": torch.zeros(1)}, weights)
+    elif spoil == "used folder":
+        (tmp_path / "job").mkdir()
+        (tmp_path / "job" / "last.pt").touch()
+    else:
+        (tmp_path / "data" / "owl").mkdir()
+        for i in range(5 if spoil == "corrupt image" else 0):
+            (tmp_path / "data" / "owl" / f"{i}.png").write_bytes(b"no image")
+    args = ["--data", str(tmp_path / "data"), "--weights", str(weights), "--size", "32", "--workers", "0"]
+    assert vision.main([*args, "--log-dir", str(tmp_path / "job")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert f"{tmp_path / named[spoil]}" in error
+
+
+@pytest.mark.slow
+def test_compare(vision, tmp_path, capsys):
+    pytest.importorskip("bptools.nn")
+    args = ["--compare", *TINY, "--strategy", "full", "--log-dir", str(tmp_path)]
+    assert vision.main(args) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"accuracy: bptools - torch = [+-]\d+\.\d\d points", out)
+    assert re.search(r"ratio \d+\.\d{3}", out)
+
+
+def test_help_reads_well(vision, capsys):
+    with pytest.raises(SystemExit) as stop:
+        vision.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "uv run recipes/vision.py --compare" in text
+    assert "{None}" not in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+def test_signals_save_and_say_how_to_resume(tmp_path, number):
+    args = [sys.executable, "-u", str(RECIPE), "--log-dir", str(tmp_path / "job")]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "pretrain" in process.stdout.readline()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"uv run recipes/vision.py --resume {tmp_path / 'job'}" in out
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_the_whole_demonstration(tmp_path):
+    began = time.perf_counter()
+    args = [sys.executable, str(RECIPE), "--log-dir", str(tmp_path / "job")]
+    done = subprocess.run(args, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - began < 90
+    mean = {
+        n: float(re.search(rf"^ {n} +([\d.]+) ±", done.stdout, re.M)[1]) for n in ("zero-shot", "scratch", "full")
+    }
+    assert mean["zero-shot"] < 50 < 80 < mean["scratch"] < mean["full"]
