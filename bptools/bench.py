@@ -177,10 +177,11 @@ _PAGE = """# Benchmarks
 
 ## Each op beside torch's
 
-`uv run bptools bench ops --write BENCHMARKS.md`, on a machine of {machine}. Medians of
-interleaved runs of one forward and backward in float32. `auto` is what a user gets; `formula` is the plain formula,
-which is there to be read and checked. Kept: bytes held for the backward beside inputs and parameters. On a GPU: not
-measured.
+`uv run bptools bench ops --write BENCHMARKS.md`, on a machine of {machine}.
+Medians of interleaved runs of one forward and backward in float32. `auto` is what a user gets; `formula` is the
+plain formula, which is there to be read and checked. Kept: bytes held for the backward beside inputs and
+parameters.
+On a GPU: not measured.
 
 {table}
 """

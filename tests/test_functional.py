@@ -29,6 +29,7 @@ ERRORS = {
     "relu: integers": (lambda: B.relu(torch.arange(3)), TypeError, "relu: input .* got torch.int64"),
     "relu: complex": (lambda: B.relu(x + 1j), TypeError, "relu: input .* got torch.complex64"),
     "relu: sparse": (lambda: B.relu(x.to_sparse()), TypeError, "relu: input .* got layout torch.sparse_coo"),
+    "relu: nothing": (lambda: B.relu(None), TypeError, "relu: input .* got NoneType"),
     "relu: a list": (lambda: B.relu([1.0]), TypeError, "relu: input .* got list"),
     "conv1d: weight": (lambda: B.conv1d(x, w), ValueError, r"weight must have shape .*got \(4, 5\)"),
     "conv2d: groups": (lambda: B.conv2d(image, kernel, groups=2), ValueError, r"multiple of groups = 2"),

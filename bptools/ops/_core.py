@@ -15,13 +15,13 @@ second pair that runs the vendor kernel for exactly this formula, where ATen has
 
 What the core does for every op, so that no op repeats it:
 
-- `setup_context` form and `save_for_backward` only; a tensor is kept only if a wanted gradient reads it;
+- `save_for_backward` only, and of a tensor only if a wanted gradient reads it;
 - `needs_input_grad` and undefined output gradients: no work for what nobody asked for;
 - half precision: the formula computes in float32, results are rounded once, at the end;
 - every gradient comes back in its input's shape and dtype;
 - double backward: residuals (statistics computed in the forward) are recomputed differentiably;
 - forward mode: the jvp is the transpose of the vjp, which is linear in `dy`, so no op writes a second rule;
-- vmap and torch.func by torch's generated rule; torch.compile by a twin without `jvp`, which Dynamo refuses;
+- vmap and torch.func, in `setup_context` form, by torch's generated rule; torch.compile without a graph break;
 - autocast: inputs are cast as torch casts them for this op, then the op runs with autocast off, both ways.
 """
 
@@ -54,7 +54,8 @@ class backend(contextlib.ContextDecorator):
     """Choose how ops compute, for a block, a decorated function, or from now on.
 
     `with backend("formula"):` holds for the block; the bare call `backend("formula").set()` stays in force for
-    this thread or task. An op remembers the tier of its forward, so its backward runs in the same one.
+    this thread or task. An op remembers the tier of its forward, so its backward runs in the same one. What
+    torch.compile traces is each op's own affair: the formula where the compiler can fuse it with its neighbours.
 
     Args:
         name: `"auto"`: ATen's kernel where there is one for exactly this formula, the fused formula where that
@@ -182,7 +183,7 @@ class Op:
 
         self.grad_arguments = tuple((name, self.arguments.index(name)) for name in self.grads)
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        # Where each kept name is found: among the arguments or the outputs, and at which position.
+        # Where each kept name is found: whether among the outputs, and at which position; and for which gradients.
         self.sources = tuple(
             (
                 n,
@@ -243,6 +244,8 @@ class Op:
                 first = value
             elif value.dtype is not first.dtype:
                 odd = odd or name
+        if first is None:
+            raise self._refusal(self.grads[0], None)
         device = first.device.type
         if torch.is_autocast_enabled(device):
             args = self._autocast(device, args)

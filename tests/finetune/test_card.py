@@ -82,7 +82,7 @@ def test_trainability_says_what_trains(console):
 
 def test_comparison(console):
     accuracy = {"torch": [{"full": 90.0}, {"full": 92.0}], "bptools": [{"full": 90.5}, {"full": 91.0}]}
-    print_comparison(console, {"torch": [2.0, 4.0], "bptools": [3.0, 3.3]}, accuracy)
+    print_comparison(console, {"torch": [2.0, 4.0], "bptools": [3.0, 4.4]}, accuracy)
     text = console.export_text()
     assert "bptools - torch = -0.25 points" in text
-    assert "ratio 1.050" in text
+    assert "bptools / torch = 1.300, median of 2 seeds (1.10, 1.50" in text
