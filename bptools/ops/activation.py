@@ -147,7 +147,7 @@ def gelu_backward(dy: Tensor, x: Tensor, approximate: str, needs=EVERY) -> tuple
         t = torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
         du = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
         return (dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du),)
-    density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    density = 0.3989422804014327 * torch.exp(-0.5 * x * x)  # 1/√(2π); torch 2.10 cannot trace math.pi here
     return (dy * (_gauss_cdf(x) + x * density),)
 
 

@@ -83,7 +83,8 @@ def test_a_gradient_is_reduced_to_its_input(declare):
 
     add = declare(add_forward, add_backward, outputs="y", grads="x other")
     x, other = torch.randn(3, 4, requires_grad=True), torch.randn(4, requires_grad=True)
-    node = add(x, other).grad_fn
+    y = add(x, other)
+    node = y.grad_fn
     dx, dother = type(node)._forward_cls.backward(node, torch.ones(3, 4))[2:]
     assert dx.shape == (3, 4)
     assert dother.shape == (4,)
