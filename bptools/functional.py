@@ -450,6 +450,11 @@ def layer_norm(
         ValueError: if the shapes do not fit.
     """
     _check_normalized("layer_norm", input, normalized_shape, weight=weight, bias=bias)
+    half = input.dtype in (torch.float16, torch.bfloat16)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and value.dtype not in (input.dtype, torch.float32 if half else input.dtype):
+            allowed = f"{input.dtype} or torch.float32" if half else input.dtype
+            raise TypeError(f"layer_norm: {name} must have dtype {allowed}, got {value.dtype}")
     y, _, _ = _layer_norm.layer_norm(input, weight, bias, len(normalized_shape), eps)
     return y
 
@@ -681,8 +686,6 @@ def cross_entropy(
         )
     if target.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"cross_entropy: target must hold class indices, int64 or uint8, got {target.dtype}")
-    if weight is not None and weight.dtype is not input.dtype and not torch.is_autocast_enabled(input.device.type):
-        raise TypeError(f"cross_entropy: weight must be {input.dtype} as input is, got {weight.dtype}")
     try:
         return _loss.cross_entropy(input, target.long(), weight, ignore_index, float(label_smoothing), reduction)
     except IndexError:

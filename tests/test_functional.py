@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import bptools
 import bptools.functional as B
 
 x = torch.randn(3, 5)
@@ -88,6 +89,7 @@ ERRORS = {
     "layer_norm: empty": (lambda: B.layer_norm(x, ()), ValueError, r"normalized_shape .* got \(\)"),
     "layer_norm: shape": (lambda: B.layer_norm(x, (4,)), ValueError, r"input must end in .*\(4,\), got \(3, 5\)"),
     "layer_norm: weight": (lambda: B.layer_norm(x, (5,), x), ValueError, r"weight .*\(5,\), got \(3, 5\)"),
+    "layer_norm: dtype": (lambda: B.layer_norm(x, (5,), x[0].double()), TypeError, "weight .* got torch.float64"),
     "layer_norm: bias": (lambda: B.layer_norm(x, (5,), None, x), ValueError, r"bias .*\(5,\), got \(3, 5\)"),
 }
 
@@ -137,8 +139,53 @@ def test_inplace_writes_its_input_and_its_gradient_is_right(op):
         assert written._version > 0
         results.append([y, *torch.autograd.grad(y.pow(2).sum(), leaf)])
     torch.testing.assert_close(*results)
+    leaf = torch.randn(3, requires_grad=True)
+    before = leaf.detach().clone()
     with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
-        getattr(B, op)(leaves[0], inplace=True)
+        getattr(B, op)(leaf, inplace=True)
+    assert torch.equal(leaf.detach(), before)
+
+
+@pytest.mark.parametrize("tier", ["auto", "formula"])
+def test_relu_and_what_is_not_finite(tier):
+    """As torch: an infinite gradient stops at a dead unit, and passes where the input is NaN."""
+    dy = torch.tensor([torch.inf, torch.inf, 2.0, torch.inf])
+    grads = []
+    for f in (B.relu, torch.relu):
+        v = torch.tensor([-1.0, 2.0, torch.nan, 0.0], requires_grad=True)
+        with bptools.backend(tier):
+            grads.append(torch.autograd.grad(f(v), v, dy)[0])
+    assert torch.equal(*grads)
+
+
+def test_attention_under_a_large_finite_mask():
+    """A row that is masked by -1e9 throughout attends to all keys alike: lse has no digits left for log s."""
+    q, k, v = torch.randn(3, 1, 2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    mask = torch.tensor([[0.0, 0.0, -1e9], [-1e9, -1e9, -1e9], [0.0, -1e6, 0.0]])
+    with bptools.backend("formula"):
+        ours = torch.func.vjp(lambda *qkv: B.scaled_dot_product_attention(*qkv, mask), q, k, v)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        theirs = torch.func.vjp(lambda *qkv: F.scaled_dot_product_attention(*qkv, mask), q, k, v)
+        torch.testing.assert_close(ours[0], theirs[0])
+        torch.testing.assert_close(ours[1](q), theirs[1](q))
+
+
+META = {
+    "linear": lambda: B.linear(x.to("meta"), w.to("meta")),
+    "conv2d": lambda: B.conv2d(torch.empty(1, 2, 5, 5, device="meta"), torch.empty(3, 2, 3, 3, device="meta")),
+    "max_pool2d": lambda: B.max_pool2d(torch.empty(1, 2, 5, 5, device="meta"), 2),
+    "relu": lambda: B.relu(x.to("meta")),
+    "layer_norm": lambda: B.layer_norm(x.to("meta"), (5,)),
+    "rms_norm": lambda: B.rms_norm(torch.empty(1024, 512, device="meta"), (512,)),
+    "batch_norm": lambda: B.batch_norm(x.to("meta"), None, None, training=True),
+    "cross_entropy": lambda: B.cross_entropy(x.to("meta"), torch.zeros(3, dtype=torch.long, device="meta")),
+    "scaled_dot_product_attention": lambda: B.scaled_dot_product_attention(*[x.to("meta")] * 3),
+}
+
+
+@pytest.mark.parametrize("name", META)
+def test_on_the_meta_device(name):
+    assert META[name]().device.type == "meta"
 
 
 def test_inplace_over_what_a_backward_needs_raises():

@@ -2,7 +2,7 @@
 
 Each class is a subclass of the torch.nn class of the same name with `forward` alone replaced, so a checkpoint of
 one loads into the other, both ways. Containers and other modules that compute nothing are torch's own, given here
-so that `from bptools import nn` can stand where `from torch import nn` stood.
+so that a model made of these layers needs no second import; what else torch.nn has stays there.
 """
 
 from torch.nn import (

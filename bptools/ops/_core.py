@@ -41,6 +41,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 HALF = (torch.float16, torch.bfloat16)
@@ -48,6 +49,7 @@ FLOATS = (torch.float32, torch.float64, *HALF)
 BACKENDS = ("auto", "formula", "fused")
 
 _backend: ContextVar[str] = ContextVar("bptools.backend", default="auto")
+_outer_backends: ContextVar[tuple[str, ...]] = ContextVar("bptools.outer_backends", default=())
 
 
 class backend(contextlib.ContextDecorator):
@@ -73,18 +75,20 @@ class backend(contextlib.ContextDecorator):
         if name == "fused" and not _can_fuse("cpu"):
             raise RuntimeError("backend: 'fused' needs a C++ compiler (g++, or one named by CXX), found none")
         self.name = name
-        self._tokens: list[Any] = []
 
     def set(self) -> None:
         """Make this choice the setting from now on, in this thread or task."""
         _backend.set(self.name)
 
     def __enter__(self) -> backend:
-        self._tokens.append(_backend.set(self.name))
+        _outer_backends.set((*_outer_backends.get(), _backend.get()))
+        _backend.set(self.name)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        _backend.reset(self._tokens.pop())
+        *outer, last = _outer_backends.get()
+        _outer_backends.set(tuple(outer))
+        _backend.set(last)
 
 
 @functools.cache
@@ -124,14 +128,16 @@ class Op:
     """A differentiable operation made of a plain forward and a plain backward.
 
     Args:
-        forward: `x_forward(...)`, positional parameters: tensors and constants. Returns the tensors `outputs`.
+        forward: `x_forward(...)`: tensors and constants, by position and without defaults. Returns the tensors
+            `outputs`.
         backward: `x_backward(dy, ..., needs)`; parameters are matched by name: `d<output>` is the gradient of
             that output, `needs` the set of wanted gradients, `<argument>_shape` the shape of an argument that need
-            not be kept; all others are arguments or outputs of the forward. Returns one gradient (or None) for
-            each of `grads`.
-        outputs: names of what the forward returns. The first is the result, in the dtype of the first input.
-            Those without a `d<output>` parameter in `backward` are not differentiable.
-        grads: names of the differentiable inputs, in the order in which `backward` returns their gradients.
+            not be kept; all others are arguments or outputs of the forward. Returns a tuple: one gradient (or
+            None) for each of `grads`.
+        outputs: names of what the forward returns. Those without a `d<output>` parameter in `backward` are not
+            differentiable; the others and the first are in the dtype of the first differentiable input.
+        grads: names of the differentiable inputs, in the order in which `backward` returns their gradients. The
+            first must be given; any other may be None. No other argument may require a gradient.
         keep_for: for a tensor that not every gradient reads, the names of the gradients that do. It is not
             kept when none of them is wanted.
         residuals: recomputes the non-differentiable outputs that the backward reads, from kept tensors and
@@ -182,6 +188,7 @@ class Op:
         self._check_declaration(wanted)
 
         self.grad_arguments = tuple((name, self.arguments.index(name)) for name in self.grads)
+        self.other_arguments = tuple((n, i) for i, n in enumerate(self.arguments) if n not in self.grads)
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
         # Where each kept name is found: whether among the outputs, and at which position; and for which gradients.
         self.sources = tuple(
@@ -227,7 +234,9 @@ class Op:
 
         Where the backward reads that argument, it keeps a copy.
         """
-        if self.arguments[0] in self.kept or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and x.requires_grad and x.is_leaf:
+            raise RuntimeError(f"{self.name}: a leaf Variable that requires grad cannot be written in place")
+        if self.arguments[0] in self.kept or torch.compiler.is_compiling() or _transformed():
             return x.copy_(self(x.clone(), *args))
         return self._apply(self.overwriting, (x, *args))
 
@@ -246,8 +255,11 @@ class Op:
                 odd = odd or name
         if first is None:
             raise self._refusal(self.grads[0], None)
+        for name, i in self.other_arguments:
+            if isinstance(args[i], Tensor) and args[i].requires_grad:
+                raise TypeError(f"{self.name}: {name} requires a gradient, and this op has none for it")
         device = first.device.type
-        if torch.is_autocast_enabled(device):
+        if _autocasting(device):
             args = self._autocast(device, args)
             with torch.autocast(device, enabled=False):
                 return self._apply(function, args, mixed=True)
@@ -296,7 +308,9 @@ class Op:
                 return "formula"
         elif choice == "formula":
             return "formula"
-        return "formula" if torch._C._are_functorch_transforms_active() else "fused"
+        plain = all(type(a) in (Tensor, torch.nn.Parameter) for a in args if isinstance(a, Tensor))
+        ordinary = plain and not torch._C._are_functorch_transforms_active() and not torch.jit.is_tracing()
+        return "fused" if ordinary else "formula"
 
     def compute_forward(self, tier: str, args: tuple[Any, ...]) -> Any:
         if tier == "kernel":
@@ -315,13 +329,14 @@ class Op:
         return self._formula_backward(**named, needs=needs)
 
     def _formula_forward(self, **named: Any) -> Any:
-        dtype = named[self.arguments[0]].dtype
+        dtype = named[self.grads[0]].dtype
         if dtype not in HALF:
             return self.forward(**named)
         outputs = self.forward(**{name: _upcast(value) for name, value in named.items()})
         if len(self.outputs) == 1:
             return outputs.to(dtype)
-        return (outputs[0].to(dtype), *outputs[1:])
+        rounded = zip(outputs, self.douts, range(len(outputs)), strict=True)
+        return tuple(o.to(dtype) if d is not None or i == 0 else o for o, d, i in rounded)
 
     def _formula_backward(self, **named: Any) -> tuple[Tensor | None, ...]:
         return self.backward(**{name: _upcast(value) for name, value in named.items()})
@@ -401,8 +416,8 @@ def _set_up(ctx: Any, key: str, tier: str, args: tuple[Any, ...], outputs: tuple
     ctx.save_for_backward(*saved)
     if constants := [o for o, d in zip(outputs, op.douts, strict=True) if d is None]:
         ctx.mark_non_differentiable(*constants)
-    if not torch.compiler.is_compiling():
-        ctx.set_materialize_grads(False)
+    if len(op.douts) - op.douts.count(None) == 1 and not torch.compiler.is_compiling():
+        ctx.set_materialize_grads(False)  # of several outputs, one that nobody used has a gradient of zeros
 
 
 def _pull_back(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -420,8 +435,12 @@ def _pull_back(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
         tier = "formula"
         named.update(op.recompute_residuals(named))
+    if tier == "fused" and any(is_legacy_batchedtensor(dout) for dout in douts if dout is not None):
+        tier = "formula"  # torch.autograd.grad(is_grads_batched=True)
     with _no_autocast(device):
         grads = op.compute_backward(tier, named, needs)
+    if not isinstance(grads, tuple):
+        raise TypeError(f"{op.name}: backward must return a tuple of gradients, got {type(grads).__name__}")
     for (_, i), grad, shape_and_dtype in zip(op.grad_arguments, grads, like, strict=True):
         slots[2 + i] = None if grad is None else _fit(grad, *shape_and_dtype)
     return tuple(slots)
@@ -477,6 +496,13 @@ class _Transformed(_Traced):
     generate_vmap_rule = True
 
     @staticmethod
+    def forward(key, tier, *args):
+        outputs = _OPS[key].compute_forward(tier, args)
+        if any(outputs is a for a in args):  # torch.func would not have an input returned as it is
+            return outputs.view_as(outputs)
+        return outputs
+
+    @staticmethod
     def jvp(ctx, _key, _tier, *tangents):
         key, _, _, names, rest, like = ctx.remembered
         op = _OPS[key]
@@ -510,7 +536,11 @@ def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return grad if grad.dtype is dtype else grad.to(dtype)
 
 
+def _autocasting(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)  # which does not know of meta
+
+
 def _no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    if torch.is_autocast_enabled(device):
+    if _autocasting(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()

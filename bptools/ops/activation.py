@@ -41,7 +41,7 @@ def relu_forward(x: Tensor) -> Tensor:
 
 def relu_backward(dy: Tensor, y: Tensor, needs=EVERY) -> tuple[Tensor]:
     """dy, y (...) -> dx (...)."""
-    return (dy * (y > 0),)
+    return (torch.where(y <= 0, 0, dy),)
 
 
 relu = Op(

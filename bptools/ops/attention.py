@@ -93,7 +93,7 @@ def scaled_dot_product_attention_forward(
     """
     scores = attention_scores(q, k, bias, mask, is_causal, scale, enable_gqa)
     lse = _log_sum_exp(scores, bias, mask)
-    p = torch.exp(scores - lse.unsqueeze(-1))
+    p = _probabilities(scores, lse)
     if keep is not None:
         p = p * dropout_factor(p, keep, dropout_p)
     return p @ _repeat_heads(v, q, enable_gqa), lse
@@ -118,7 +118,7 @@ def scaled_dot_product_attention_backward(
     """do, o (..., h, l, f), lse (..., h, l), the rest as in the forward -> dq, dk, dv, dbias (..., h, l, s)."""
     dq = dk = dv = ds = None
     scores = attention_scores(q, k, bias, mask, is_causal, scale, enable_gqa)
-    p = torch.exp(scores - lse.unsqueeze(-1))  # (..., h, l, s)
+    p = _probabilities(scores, lse)  # (..., h, l, s)
     z = None if keep is None else dropout_factor(p, keep, dropout_p)
     if "v" in needs:
         dv = _sum_heads((p if z is None else p * z).mT @ do, v, enable_gqa)
@@ -137,6 +137,13 @@ def _log_sum_exp(scores: Tensor, bias: Tensor | None, mask: Tensor | None) -> Te
     if bias is not None or mask is not None:
         scores = scores.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0)
     return scores.logsumexp(-1)
+
+
+def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
+    """S (..., l, s), lse (..., l) -> P (..., l, s), also where a mask of -1e9 leaves lse no digits for log s."""
+    p = torch.exp(scores - lse.unsqueeze(-1))
+    total = p.sum(-1, keepdim=True)  # 1, but for the rounding of lse; 0 for a row that excludes every key
+    return p / torch.where(total > 0, total, 1)
 
 
 def _repeat_heads(t: Tensor, q: Tensor, enable_gqa: bool) -> Tensor:

@@ -25,8 +25,6 @@ def polar_forward(r, angle, scale):
 
 
 def polar_backward(dx, dy, r, angle, scale, needs=EVERY):
-    dx = torch.zeros_like(r) if dx is None else dx
-    dy = torch.zeros_like(r) if dy is None else dy
     dr = scale * (dx * torch.cos(angle) + dy * torch.sin(angle)) if "r" in needs else None
     dangle = scale * r * (dy * torch.cos(angle) - dx * torch.sin(angle)) if "angle" in needs else None
     return dr, dangle
@@ -50,7 +48,7 @@ def test_several_outputs(polar):
     assert torch.autograd.gradcheck(both, inputs, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(both, inputs, check_fwd_over_rev=True)
     assert not polar(*inputs, 3.0)[2].requires_grad
-    # one output unused: its gradient arrives undefined, not as zeros
+    # one output unused: its gradient arrives as zeros
     assert torch.autograd.gradcheck(lambda r, a: polar(r, a, 3.0)[1], inputs)
 
 
@@ -121,6 +119,49 @@ def test_two_ops_of_one_name_do_not_meet(declare):
     first, second = scale_by(2), scale_by(3)
     assert torch.autograd.grad(first(x).sum(), x)[0].tolist() == [2, 2, 2]
     assert torch.autograd.grad(second(x).sum(), x)[0].tolist() == [3, 3, 3]
+
+
+def test_an_op_may_return_its_input(declare):
+    def reverse_forward(x):
+        return x
+
+    def reverse_backward(dy, needs=EVERY):
+        return (-dy,)
+
+    reverse = declare(reverse_forward, reverse_backward, outputs="y", grads="x")
+    x = torch.randn(3, requires_grad=True)
+    assert torch.autograd.grad(reverse(x).sum(), x)[0].tolist() == [-1, -1, -1]
+    assert torch.func.grad(lambda x: reverse(x).sum())(x.detach()).tolist() == [-1, -1, -1]
+    assert torch.func.jvp(reverse, (x.detach(),), (torch.ones(3),))[1].tolist() == [-1, -1, -1]
+
+
+def test_a_gradient_that_the_op_does_not_have_is_refused(declare):
+    def gather_forward(index, x):  # the first argument need not be the differentiable one
+        return x[index]
+
+    def gather_backward(dy, index, x_shape, needs=EVERY):
+        return (dy.new_zeros(x_shape).index_add(0, index, dy),)
+
+    gather = declare(gather_forward, gather_backward, outputs="y", grads="x")
+    x = torch.randn(3, dtype=torch.bfloat16, requires_grad=True)
+    y = gather(torch.tensor([1, 1]), x)
+    y.backward(torch.ones_like(y))
+    assert y.dtype == x.grad.dtype == torch.bfloat16
+    assert x.grad.tolist() == [0, 2, 0]
+    with pytest.raises(TypeError, match="gather: index requires a gradient"):
+        gather(torch.ones(2, requires_grad=True), x)
+
+
+def test_a_backward_must_return_a_tuple(declare):
+    def one_forward(x):
+        return 2 * x
+
+    def one_backward(dy, needs=EVERY):
+        return 2 * dy
+
+    one = declare(one_forward, one_backward, outputs="y", grads="x")
+    with pytest.raises(TypeError, match="one: backward must return a tuple of gradients, got Tensor"):
+        one(torch.ones(3, requires_grad=True)).sum().backward()
 
 
 def test_half_precision_is_computed_in_float32(declare):
@@ -227,6 +268,38 @@ def test_backend_is_a_block_a_decorator_and_a_setting():
     assert (elsewhere, current()) == (["formula"], "auto")
 
 
+def test_a_decorated_function_runs_in_many_threads_at_once():
+    inside, together = [], threading.Barrier(3)
+
+    @bptools.backend("formula")
+    def work():
+        together.wait()
+        inside.append(_core._backend.get())
+        together.wait()
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert inside == ["formula"] * 3
+
+
+@pytest.mark.parametrize("size", [16, 512])  # 512: where auto would take the fused formula
+def test_fake_tensors_and_batched_gradients(size):
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.randn(size, 512, requires_grad=True)
+        y = bptools.functional.rms_norm(x, (512,))
+        assert torch.autograd.grad(y, x, torch.ones_like(y))[0].shape == x.shape
+    x = torch.randn(size, 512, requires_grad=True)
+    y = bptools.functional.rms_norm(x, (512,))
+    dys = torch.randn(2, *y.shape)
+    batched = torch.autograd.grad(y, x, dys, is_grads_batched=True, retain_graph=True)[0]
+    torch.testing.assert_close(batched[1], torch.autograd.grad(y, x, dys[1])[0])
+
+
 def test_backend_names_what_it_knows():
     with pytest.raises(ValueError, match="must be one of 'auto', 'formula', 'fused', got 'fast'"):
         bptools.backend("fast")
@@ -250,6 +323,13 @@ def test_a_backward_under_autocast_is_not_cast_again():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_vmap_over_an_inplace_op_raises():
-    with pytest.raises(RuntimeError, match="vmap"):
-        torch.vmap(lambda x: bptools.functional.relu(x, inplace=True))(torch.randn(3, 4))
+def test_transforms_over_an_inplace_op():
+    x = torch.randn(3, 4)
+
+    def loss(f):
+        return lambda x: f(2 * x, inplace=True).pow(2).sum()
+
+    ours, theirs = loss(bptools.functional.relu), loss(torch.nn.functional.relu)
+    torch.testing.assert_close(torch.func.grad(ours)(x), torch.func.grad(theirs)(x))
+    torch.testing.assert_close(torch.vmap(torch.func.grad(ours))(x), torch.vmap(torch.func.grad(theirs))(x))
+    torch.testing.assert_close(torch.func.jvp(ours, (x,), (x,)), torch.func.jvp(theirs, (x,), (x,)))
