@@ -9,7 +9,8 @@ adapts to the other half, inverted, with five labels a class. Everything is prin
     uv run recipes/vision.py --data DIR --model resnet18 --weights FILE.pth --phases head:3 all:10@1e-4
     uv run recipes/vision.py --resume runs/vision/TIME          after Ctrl-C
 
-DIR holds one folder of images for each class, or DIR/train and DIR/val (and DIR/test) do.
+DIR holds one folder of images for each class, or DIR/train and DIR/val (and DIR/test) do. With --data
+some defaults differ: --data DIR --help shows the defaults for folders.
 """
 
 import math
@@ -27,7 +28,6 @@ from rich.console import Console
 
 import bptools.nn
 from bptools import finetune as ft
-from bptools.finetune import InputError
 
 LAYERS = {"bptools": bptools.nn, "torch": torch.nn}
 Dir = Annotated[str | None, tyro.conf.arg(metavar="DIR")]
@@ -37,30 +37,29 @@ console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of a job. The defaults are the demonstration's; with --data some differ, see --data DIR --help."""
+    """Settings of a job; the defaults are the demonstration's."""
 
     data: Dir = None
     """Image folder; without it, scikit-learn's digits."""
     model: str = "small"
     """"small" (three convolutions) or any classifier of torchvision.models."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
-    """Torchvision's name of published weights (DEFAULT), or a weights file."""
+    """Torchvision's name of published weights, or a weights file; auto: DEFAULT, but None for "small"."""
     layers: Literal["bptools", "torch"] = "bptools"
     """Whose layers the small network and the loss are made of."""
     size: int = 0
     """Image height and width in pixels; 0: what the weights were trained at."""
     strategy: Annotated[tuple[Strategy, ...], tyro.conf.arg(metavar="NAME ...")] = get_args(Strategy)
-    """What to train, one run each: scratch (from random weights), head (nothing else), full (everything at one
-    rate), discriminative (in phases, with a rate for each depth)."""
+    """Runs: scratch (from random weights), head, full (one rate), discriminative (in phases, rates by depth)."""
     phases: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PHASE ...")] = ()
     """Phases of "discriminative", as NAMES:EPOCHS or NAMES:EPOCHS@RATE with names joined by +; by default the
     head for a fifth of --epochs, then all."""
     epochs: int = 60
     """Most epochs of a run."""
     batch_size: int = 50
-    """Images a batch."""
+    """Images per batch."""
     accumulate: int = 1
-    """Batches an optimizer step."""
+    """Batches per optimizer step."""
     lr: float = 3e-3
     """Peak learning rate of the head."""
     lr_decay: float = 0.7
@@ -76,7 +75,7 @@ class Config:
     frozen_dropout: bool = False
     """Keep dropout active in frozen layers."""
     labels_per_class: int = 5
-    """Labelled inverted digits of each class, in the demonstration."""
+    """Labelled inverted digits of each class in the demonstration, 1 to 40."""
     holdout: float = 0.3
     """Share of a folder without train and val that is set aside, half to pick the epoch, half to test."""
     seed: int = 0
@@ -95,22 +94,18 @@ class Config:
     """Do the demonstration with the layers of bptools and of torch in turn; compare accuracy and time."""
 
 
-PRETRAIN = [ft.Phase(("all",), epochs=8)]
-FOLDER_DEFAULTS = Config(model="resnet18", weights="DEFAULT", strategy=("discriminative",), epochs=10, seeds=1,
+FOLDER_DEFAULTS = Config(model="resnet18", weights="auto", strategy=("discriminative",), epochs=10, seeds=1,
                          batch_size=32, lr=5e-4, lr_decay=0.8, patience=4, workers=2)  # fmt: skip
 
 
 def resolve(cfg: Config) -> Config:
-    """Refuse what cannot be, and replace every "auto" by what it means here."""
-    if cfg.data is None and (cfg.model != "small" or cfg.weights):
-        raise InputError(f"--model {cfg.model}: name the images to train on with --data")
-    ft.expect_positive(cfg, "epochs batch_size accumulate lr lr_decay clip seeds labels_per_class")
-    ft.parse_phases(cfg.phases)
-    device = ft.resolve_device(cfg.device)
+    """Refuse what cannot be, before any file is written, and replace every "auto" by what it means here."""
+    ft.check_settings(cfg)
+    cfg = replace(cfg, device=ft.resolve_device(cfg.device), weights=ft.resolve_weights(cfg.model, cfg.weights))
     log_dir = cfg.log_dir or time.strftime("runs/vision/%Y-%m-%d_%H-%M-%S")
-    if Path(log_dir, "last.pt").exists():
-        raise InputError(f"--log-dir {log_dir} holds a job; continue it with --resume, or name another folder")
-    return replace(cfg, device=device, amp=ft.resolve_amp(cfg.amp, device), log_dir=log_dir)
+    target = read_data(cfg, cfg.seed)[1]
+    ft.check_model(build(cfg, len(target.classes), pretrained=True), target.train[0][0][None], cfg.phases)
+    return replace(cfg, amp=ft.resolve_amp(cfg.amp, cfg.device), log_dir=log_dir)
 
 
 def build(cfg: Config, classes: int, pretrained: bool) -> ft.Classifier:
@@ -138,7 +133,7 @@ def train(
     ``save`` stores a snapshot of the run, and ``state`` is such a snapshot, of a run to be continued.
     """
     model, folder = net.model, Path(cfg.log_dir, f"seed{seed}", name)
-    phases = ft.strategy_phases(name, cfg.epochs, cfg.phases, cfg.lr_decay) if name != "pretrain" else PRETRAIN
+    phases = ft.strategy_phases(name, 8 if name == "pretrain" else cfg.epochs, cfg.phases, cfg.lr_decay)
     depths = ft.parameter_depths(model, splits.train[0][0][None].to(cfg.device))
     optimizer = torch.optim.AdamW(ft.parameter_groups(model, depths, cfg.lr, cfg.weight_decay))
     loss = LAYERS[cfg.layers].CrossEntropyLoss()
@@ -240,14 +235,14 @@ def job(cfg: Config, done: dict, unfinished: dict) -> int:
                 if key in done:
                     continue
                 result = run(cfg, name, seed, source, target, partial(keep, key), interrupt, unfinished.get(key))
+                stop = bool(interrupt)
                 if result:
                     done[key] = result
-                    keep(key, None)
+                    if result["history"] or stop:  # a folder without a trained run can be used again
+                        keep(key, None)
                     console.print(f"seed {seed}  {ft.one_run(name, result)}")
-                if interrupt:
-                    console.print(
-                        f"saved; to continue: uv run recipes/vision.py --resume {folder}", soft_wrap=True
-                    )
+                if stop:
+                    console.print(f"to continue: uv run recipes/vision.py --resume {folder}", soft_wrap=True)
                     return 128 + interrupt.signal
     notes = [f"images: {target.sizes()}", *([f"pretraining, once a seed: {source.sizes()}"] if source else [])]
     runs = {name: [done[f"{seed}/{name}"] for seed in seeds] for name in ("zero-shot", *cfg.strategy)}
@@ -257,6 +252,8 @@ def job(cfg: Config, done: dict, unfinished: dict) -> int:
 
 def compare(cfg: Config) -> int:
     """Do the demonstration with both sets of layers, A B, B A, A B, ...; print accuracies and processor time."""
+    ft.make_folder(cfg.log_dir, config=asdict(cfg))
+    print(f"seed {cfg.seed} comes first to warm up, and is not counted", flush=True)
     names = ("pretrain", *cfg.strategy)
     seconds, accuracy = {"torch": [], "bptools": []}, {"torch": [], "bptools": []}
     for seed in range(cfg.seed, cfg.seed + cfg.seeds + 1):
@@ -265,7 +262,7 @@ def compare(cfg: Config) -> int:
             begun = time.process_time()
             results = [run(one, name, seed, *read_data(cfg, seed)) for name in names]
             if seed == cfg.seed:
-                continue  # the first seed warms up
+                continue
             seconds[layers].append(time.process_time() - begun)
             accuracy[layers].append({n: round(r["accuracy"], 2) for n, r in zip(names, results, strict=True)})
             print(f"seed {seed}  {layers:<8} {seconds[layers][-1]:6.2f} s  {accuracy[layers][-1]}", flush=True)
@@ -276,8 +273,8 @@ def compare(cfg: Config) -> int:
 def read_job(cfg: Config) -> tuple[Config, dict, dict]:
     """Return the settings, the finished and the unfinished runs of the job in --resume."""
     if replace(cfg, resume=None) != Config():
-        raise InputError("--resume goes on with the job's own settings; leave out the other options")
-    state = ft.load_checkpoint(Path(cfg.resume, "last.pt"), keys=("config", "done", "unfinished"))
+        raise ft.InputError("--resume goes on with the job's own settings; leave out the other options")
+    state = ft.load_job(cfg.resume)
     return Config(**state["config"]), state["done"], state["unfinished"]
 
 
@@ -291,9 +288,12 @@ def main(args: Sequence[str] | None = None) -> int:
             return job(*read_job(cfg))
         cfg = resolve(cfg)
         return compare(cfg) if cfg.compare else job(cfg, {}, {})
-    except (InputError, FloatingPointError) as error:
+    except (ft.InputError, FloatingPointError) as error:
         print(f"error: {ft.one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

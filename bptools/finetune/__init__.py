@@ -5,7 +5,15 @@ Phases are data, one step owns its order, checkpoints are exact, and each frozen
 """
 
 from .card import confusion_figure, one_run, print_card, print_comparison, trainability_table
-from .checkpoint import load_checkpoint, load_weights, make_folder, random_state, save_checkpoint, set_random_state
+from .checkpoint import (
+    load_checkpoint,
+    load_job,
+    load_weights,
+    make_folder,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
 from .data import Splits, digits, image_folder, make_loader
 from .depth import parameter_depths
 from .errors import InputError, expect_positive, one_line
@@ -13,9 +21,11 @@ from .evaluation import Evaluation, evaluate
 from .interrupt import Interrupt
 from .models import (
     Classifier,
+    check_model,
     find_head,
     input_format,
     replace_head,
+    resolve_weights,
     small_classifier,
     small_cnn,
     torchvision_classifier,
@@ -31,6 +41,7 @@ from .phases import (
     strategy_phases,
 )
 from .schedule import warmup_cosine
+from .settings import check_settings
 from .stepper import Stepper, StepResult, resolve_amp, resolve_device, windows
 from .stopping import EarlyStopping
 
@@ -45,7 +56,9 @@ __all__ = [
     "Splits",
     "StepResult",
     "Stepper",
+    "check_model",
     "check_optimizer",
+    "check_settings",
     "confusion_figure",
     "digits",
     "enter_phase",
@@ -55,6 +68,7 @@ __all__ = [
     "image_folder",
     "input_format",
     "load_checkpoint",
+    "load_job",
     "load_weights",
     "make_folder",
     "make_loader",
@@ -69,6 +83,7 @@ __all__ = [
     "replace_head",
     "resolve_amp",
     "resolve_device",
+    "resolve_weights",
     "save_checkpoint",
     "set_modes",
     "set_random_state",

@@ -242,6 +242,7 @@ def print_comparison(
         accuracy: Accuracy by strategy of each seed, by set.
     """
     (first, old), (second, new) = accuracy.items()
+    seeds = f"{len(new)} seed" + ("s" if len(new) > 1 else "")
     rows = []
     for name in old[0]:
         a, b = ([seed[name] for seed in some] for some in (old, new))
@@ -249,11 +250,11 @@ def print_comparison(
         rows.append((name, mean_spread(a), mean_spread(b), f"{gaps.mean():+.2f}", f"{np.abs(gaps).max():.2f}"))
     headings = (f"{first} %", f"{second} %", "difference, points", "largest of one seed")
     columns = {"strategy": "left", **dict.fromkeys(headings, "right")}
-    console.print(plain_table(f"{second} beside {first}: test accuracy, {len(new)} seeds", columns, rows))
+    console.print(plain_table(f"{second} beside {first}: test accuracy, {seeds}", columns, rows))
     gap = np.mean([b[n] - a[n] for a, b in zip(old, new, strict=True) for n in a])
     ratios = np.divide(seconds[second], seconds[first])
     console.print(f"accuracy: {second} - {first} = {gap:+.2f} points on average (wanted: within 0.5)")
     console.print(
-        f"time:     {second} / {first} = {np.median(ratios):.3f}, median of {len(ratios)} seeds "
+        f"time:     {second} / {first} = {np.median(ratios):.3f}, median of {seeds} "
         f"({', '.join(f'{ratio:.2f}' for ratio in sorted(ratios))}; wanted: at most 1.1)"
     )

@@ -25,10 +25,17 @@ UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.Unpi
 
 
 def make_folder(path: str | Path, config: dict[str, Any]) -> Path:
-    """Make the folder of a job, with its resolved settings in ``config.json``, and return its path."""
+    """Make the folder of a job, with its resolved settings in ``config.json``, and return its path.
+
+    Raises:
+        InputError: If there is a file in its place, or no folder can be made or written there.
+    """
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"--log-dir {path}: {error.strerror}") from error
     return path
 
 
@@ -73,6 +80,18 @@ def load_checkpoint(path: str | Path, keys: Sequence[str] = ()) -> dict[str, Any
     if missing:
         raise InputError(f"{path} is not a checkpoint of this recipe: it lacks {', '.join(missing)}")
     return state
+
+
+def load_job(folder: str | Path) -> dict[str, Any]:
+    """Read ``last.pt`` of the job in ``folder``: its ``config``, and the runs ``done`` and ``unfinished``.
+
+    Raises:
+        InputError: As :func:`load_checkpoint` does; the message names ``--resume``.
+    """
+    try:
+        return load_checkpoint(Path(folder, "last.pt"), keys=("config", "done", "unfinished"))
+    except InputError as error:
+        raise InputError(f"--resume {folder}: {error}") from error
 
 
 def load_weights(model: nn.Module, path: str | Path, *, replaceable: Sequence[str] = ()) -> list[str]:

@@ -104,6 +104,8 @@ def _folder(path: Path, transform: v2.Transform) -> ImageFolder:
     for name, count in zip(folder.classes, counts, strict=True):
         if count == 0:
             raise InputError(f"class folder without an image: {path / name}")
+    if len(folder.classes) < 2:
+        raise InputError(f"{path}: expected 2 or more classes, found only {folder.classes[0]!r}")
     return folder
 
 
@@ -123,8 +125,8 @@ def image_folder(
     cropped at the centre. Images ``(3, size, size)``, float32, are normalised by ``mean`` and ``std``.
 
     Raises:
-        InputError: If a folder is missing, a class has no image or too few to split, or the parts' classes
-            differ. A corrupt image raises one when it is read.
+        InputError: If a folder is missing, there is one class only, a class has no image or too few to split,
+            or the parts' classes differ. A corrupt image raises one when it is read.
     """
     path = Path(path)
     if not 0 < holdout < 1:

@@ -1,15 +1,18 @@
 """Classifiers: a small one from a namespace of layers, and any of torchvision's with a head of our size."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
 
 from .checkpoint import load_weights
-from .errors import InputError, suggestion
+from .depth import parameter_depths
+from .errors import InputError, one_line, suggestion
+from .phases import match_parameters, parse_phases
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -106,9 +109,16 @@ def _published(name: str, weights: str | None) -> WeightsEnum | None:
     if weights is None or Path(weights).suffix in WEIGHT_SUFFIXES or Path(weights).exists():
         return None
     if weights not in choices.__members__:
-        names = ["DEFAULT", *choices.__members__]
+        names = dict.fromkeys(["DEFAULT", *choices.__members__])  # DEFAULT may be a member
         raise InputError(f"--weights {weights!r}: expected a file or one of {', '.join(names)}")
     return choices[weights]
+
+
+def resolve_weights(name: str, weights: str | None) -> str | None:
+    """Return ``weights``, with ``"auto"`` replaced by what the model ``name`` has: ``"DEFAULT"`` or ``None``."""
+    if weights == "auto":
+        return None if name == "small" else "DEFAULT"
+    return weights
 
 
 def input_format(name: str, weights: str | None = None) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
@@ -154,3 +164,23 @@ def torchvision_classifier(name: str, classes: int, weights: str | None = None) 
     file = weights if weights and not published else None
     kept = load_weights(model, file, replaceable=[head]) if file else [head]
     return Classifier(model, head, bool(kept))
+
+
+def check_model(net: Classifier, example: Tensor, specs: Sequence[str]) -> None:
+    """Find out before training whether ``net`` can be trained; it stays as it was.
+
+    Args:
+        net: The classifier.
+        example: One image, ``(1, c, h, w)``, on the device of the model.
+        specs: Phases, as :func:`bptools.finetune.parse_phases` reads them.
+
+    Raises:
+        InputError: If a pattern matches nothing, or the model cannot take images of this size.
+    """
+    for phase in parse_phases(specs):
+        match_parameters(net.model, phase.trainable, net.head)
+    try:
+        parameter_depths(net.model, example)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size = example.shape[-1]
+        raise InputError(f"--size {size}: the model takes no such images: {one_line(error)}") from error

@@ -27,7 +27,7 @@ class Monitor:
     def __init__(self, folder: Path, title: str, samples: int, *, bar: bool, state: dict | None = None):
         state = state or {"step": 0, "seen": 0, "results": []}
         step, seen = state["step"], state["seen"]
-        self.writer = SummaryWriter(str(folder), purge_step=step or None)
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self.bar = tqdm(
             total=samples, initial=seen, desc=title, unit="img", unit_scale=True, leave=False, disable=not bar
         )
@@ -70,7 +70,7 @@ class Monitor:
         self.writer.add_figure("test/confusion matrix", figure, self.taken)
         plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in settings.items()}
         metrics = {"test/accuracy": test.accuracy, "test/loss": test.loss}
-        self.writer.add_hparams(plain, metrics, run_name=".")
+        self.writer.add_hparams(plain, metrics, run_name=".", global_step=self.taken)
         self.close()
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ schedule runs, and a frozen parameter has gradient ``None``, which every optimiz
 would still drift under AdamW's momentum and decay).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -58,12 +59,12 @@ def parse_phases(specs: Sequence[str], *, lr_decay: float = 1.0) -> list[Phase]:
         patterns = tuple(name.strip() for name in names.split("+"))
         try:
             phase = Phase(patterns, int(epochs), float(lr) if "@" in rest else None, lr_decay)
+            good_rate = phase.lr is None or 0 < phase.lr < math.inf
         except ValueError:
             phase = None
-        if phase is None or phase.epochs < 1 or not all(patterns) or not (phase.lr is None or phase.lr > 0):
-            raise InputError(
-                f"phase {spec!r}: expected NAMES:EPOCHS or NAMES:EPOCHS@RATE, such as head:3 or layer4+head:5@1e-4"
-            )
+        if phase is None or phase.epochs < 1 or not all(patterns) or not good_rate:
+            form = "NAMES:EPOCHS or NAMES:EPOCHS@RATE, such as head:3 or layer4+head:5@1e-4"
+            raise InputError(f"--phases {spec!r}: expected {form}")
         phases.append(phase)
     return phases
 
@@ -103,7 +104,7 @@ def match_parameters(model: nn.Module, patterns: Sequence[str], head: str | None
         matched = {n for n in names if fnmatchcase(n, real) or fnmatchcase(n, f"{real}.*")}
         if not matched:
             near = suggestion(pattern, [*(n for n, _ in model.named_modules() if n), "head", "all"])
-            raise InputError(f"phase names {pattern!r}, which matches no parameter of the model{near}")
+            raise InputError(f"--phases: {pattern!r} matches no parameter of the model{near}")
         chosen |= matched
     return chosen
 

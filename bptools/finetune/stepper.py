@@ -5,6 +5,7 @@ share of the window's samples, so unequal batches and a short last window give t
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,9 +42,10 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # the meta device fails here
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        sentence = str(error).splitlines()[0].split(". ")[0]
+        raise InputError(f"--device {device}: {textwrap.shorten(sentence, 120)}") from error
     return device
 
 

@@ -86,3 +86,11 @@ def test_comparison(console):
     text = console.export_text()
     assert "bptools - torch = -0.25 points" in text
     assert "bptools / torch = 1.300, median of 2 seeds (1.10, 1.50" in text
+
+
+def test_comparison_of_one_seed(console):
+    accuracy = {"torch": [{"full": 90.0}], "bptools": [{"full": 90.5}]}
+    print_comparison(console, {"torch": [2.0], "bptools": [3.0]}, accuracy)
+    text = console.export_text()
+    assert "median of 1 seed (1.50" in text
+    assert "1 seeds" not in text

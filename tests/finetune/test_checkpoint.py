@@ -10,7 +10,9 @@ from torch import nn
 from bptools.finetune import (
     InputError,
     load_checkpoint,
+    load_job,
     load_weights,
+    make_folder,
     random_state,
     save_checkpoint,
     set_random_state,
@@ -129,3 +131,13 @@ def test_random_states_come_back(tmp_path):
     assert draw() != first
     set_random_state(load_checkpoint(tmp_path / "r.pt")["random"])
     assert draw() == first
+
+
+def test_folders_that_cannot_be_used_are_named_by_option(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"^--log-dir .*file: File exists"):
+        make_folder(tmp_path / "file", {})
+    with pytest.raises(InputError, match=r"^--log-dir .*job: Not a directory"):
+        make_folder(tmp_path / "file" / "job", {})
+    with pytest.raises(InputError, match=r"^--resume nowhere: no such checkpoint file"):
+        load_job("nowhere")

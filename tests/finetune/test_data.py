@@ -60,15 +60,17 @@ def test_one_folder_is_split_by_class(flat):
 def test_train_val_and_test_folders(tmp_path):
     for part in ("train", "val"):
         draw(tmp_path / part / "a", 2)
-        draw(tmp_path / part / "b", 3)
+        draw(tmp_path / part / "b", 2)
+        draw(tmp_path / part / "c", 1)
     splits = image_folder(tmp_path, *FORMAT)
     assert splits.test is splits.val
     assert splits.sizes() == "5 to train, 5 to pick the best epoch and to test"
     draw(tmp_path / "test" / "a", 1)
+    draw(tmp_path / "test" / "c", 1)
     with pytest.raises(InputError, match="differ in their classes, such as 'b'"):
         image_folder(tmp_path, *FORMAT)
     draw(tmp_path / "test" / "b", 1)
-    assert len(image_folder(tmp_path, *FORMAT).test) == 2
+    assert len(image_folder(tmp_path, *FORMAT).test) == 3
 
 
 def test_missing_and_empty_folders(tmp_path, flat):
@@ -82,6 +84,9 @@ def test_missing_and_empty_folders(tmp_path, flat):
     draw(flat / "green" / "x", 2)
     with pytest.raises(InputError, match=r"class 'green' has 2 image\(s\)"):
         image_folder(flat, *FORMAT)
+    draw(tmp_path / "one" / "a", 3)
+    with pytest.raises(InputError, match=r"one: expected 2 or more classes, found only 'a'"):
+        image_folder(tmp_path / "one", *FORMAT)
     with pytest.raises(ValueError, match=r"holdout: .* got 1"):
         image_folder(flat, *FORMAT, holdout=1.0)
 

@@ -5,9 +5,11 @@ from torchvision.models import get_model
 
 from bptools.finetune import (
     InputError,
+    check_model,
     find_head,
     input_format,
     replace_head,
+    resolve_weights,
     small_classifier,
     small_cnn,
     torchvision_classifier,
@@ -79,7 +81,7 @@ def test_a_local_file(tmp_path):
 def test_unknown_names_are_explained(tmp_path):
     with pytest.raises(InputError, match=r"'resnet5' is not a torchvision classifier .did you mean 'resnet50'"):
         torchvision_classifier("resnet5", 4)
-    with pytest.raises(InputError, match="expected a file or one of DEFAULT, IMAGENET1K_V1"):
+    with pytest.raises(InputError, match=r"expected a file or one of DEFAULT, IMAGENET1K_V1$"):
         torchvision_classifier("resnet18", 4, "IMAGENET")
     with pytest.raises(InputError, match=r"no such checkpoint file: nowhere.pth"):
         torchvision_classifier("resnet18", 4, "nowhere.pth")
@@ -104,3 +106,20 @@ def test_input_format():
     assert input_format("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")[0] == 384
     with pytest.raises(InputError, match="swin_tt"):
         input_format("swin_tt")
+
+
+def test_resolve_weights():
+    assert resolve_weights("small", "auto") is None
+    assert resolve_weights("resnet18", "auto") == "DEFAULT"
+    assert resolve_weights("resnet18", None) is None
+
+
+def test_check_model_finds_what_training_would():
+    net = small_classifier(nn, 2, grey=True)
+    check_model(net, torch.rand(1, 1, 8, 8), ["head:1", "3:1"])
+    with pytest.raises(InputError, match=r"^--phases: 'heed' matches no parameter"):
+        check_model(net, torch.rand(1, 1, 8, 8), ["heed:1"])
+    with pytest.raises(InputError, match=r"^--size 1: the model takes no such images"):
+        check_model(net, torch.rand(1, 1, 1, 1), [])
+    with pytest.raises(InputError, match=r"^--size 64: .* Expected 224 but got 64"):
+        check_model(torchvision_classifier("vit_b_16", 2), torch.rand(1, 3, 64, 64), [])

@@ -28,6 +28,7 @@ def test_logs_every_figure(tmp_path):
     assert scalars["lr/depth 01"] == pytest.approx([0.2])
     assert scalars["val/loss"] == [0.5]
     assert events.Tags()["images"] == ["test/confusion matrix"]
+    assert [(e.step, e.value) for e in events.Scalars("test/accuracy")] == [(2, 75.0)]
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
@@ -43,3 +44,4 @@ def test_the_epoch_that_has_begun_survives_a_resume(tmp_path):
     assert resumed.state_dict()["step"] == 2
     assert resumed.state_dict()["seen"] == 30
     resumed.close()
+    assert [(e.step, e.value) for e in read(tmp_path).Scalars("train/loss")] == [(1, 4.0), (2, 1.0)]

@@ -61,7 +61,9 @@ def test_match_parameters(model):
     assert match_parameters(model, ["*.bias"]) == {"0.1.bias", "1.1.bias", "2.1.bias", "3.2.bias"}
     assert len(match_parameters(model, ["all"])) == len(list(model.parameters()))
     assert "1.0.weight" not in match_parameters(model, ["1.1"])
-    with pytest.raises(InputError, match=r"'haed', which matches no parameter of the model .did you mean 'head'"):
+    with pytest.raises(
+        InputError, match=r"^--phases: 'haed' matches no parameter of the model .did you mean 'head'"
+    ):
         match_parameters(model, ["haed"], head="3.2")
 
 

@@ -159,6 +159,9 @@ def test_resolve_device():
     assert resolve_device("auto") in ("cpu", "cuda")
     with pytest.raises(InputError, match="--device cpuu: "):
         resolve_device("cpuu")
+    with pytest.raises(InputError, match="--device meta: ") as caught:
+        resolve_device("meta")
+    assert len(str(caught.value)) < 150
 
 
 def test_errors():

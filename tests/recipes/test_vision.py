@@ -142,9 +142,13 @@ def test_an_image_folder_with_augmentation_resumes_exactly(vision, images, tmp_p
         (["--model", "resnet18"], "with --data"),
         (["--data", ".", "--model", "resnet8"], "did you mean 'resnet18'"),
         (["--clip", "-1"], "error: --clip: expected more than 0, got -1.0"),
-        (["--phases", "head"], "error: phase 'head': expected NAMES:EPOCHS"),
+        (["--phases", "head"], "error: --phases 'head': expected NAMES:EPOCHS"),
         (["--device", "nodevice"], "error: --device nodevice"),
-        (["--resume", "/nowhere"], "error: no such checkpoint file: /nowhere/last.pt"),
+        (["--resume", "/nowhere"], "error: --resume /nowhere: no such checkpoint file"),
+        (["--phases", "heed:3"], "error: --phases: 'heed' matches no parameter"),
+        (["--strategy"], "--strategy"),
+        (["--data="], "error: --data: expected a folder"),
+        (["--compare", "--data", "."], "error: --compare"),
         (["--resume", "/nowhere", "--lr", "1"], "leave out the other options"),
     ],
 )
@@ -155,6 +159,7 @@ def test_mistakes_are_one_line_and_status_2(vision, capsys, tmp_path, args, word
         status = stop.code
     error = capsys.readouterr().err
     assert status == 2
+    assert not (tmp_path / "job").exists()
     assert words in error
     if error.startswith("error: "):
         assert error.count("\n") == 1
@@ -191,6 +196,30 @@ def test_bad_files_are_named(vision, images, tmp_path, capsys, spoil):
     assert f"{tmp_path / named[spoil]}" in error
 
 
+@pytest.mark.parametrize("option", [["--phases", "heed:3"], ["--model", "vit_b_16", "--size", "64"]])
+def test_a_rejected_job_leaves_nothing(vision, images, tmp_path, capsys, option):
+    args = ["--data", str(images), "--weights", "None", "--size", "32", *option, "--log-dir", str(tmp_path / "x")]
+    assert vision.main(args) == 2
+    assert capsys.readouterr().err.startswith(f"error: {option[-2]}")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_small_network_takes_no_weights_unless_asked(vision, images):
+    cfg = vision.replace(vision.FOLDER_DEFAULTS, data=str(images), model="small", device="cpu")
+    assert vision.resolve(cfg).weights is None
+
+
+def test_ctrl_c_during_a_comparison_is_one_line(vision, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vision, "run", interrupted)
+    assert vision.main(["--compare", "--seeds", "1", "--device", "cpu", "--log-dir", str(tmp_path)]) == 130
+    out, error = capsys.readouterr()
+    assert error == "interrupted\n"
+    assert "seed 0 comes first to warm up" in out
+
+
 @pytest.mark.slow
 def test_compare(vision, tmp_path, capsys):
     pytest.importorskip("bptools.nn")
@@ -198,7 +227,7 @@ def test_compare(vision, tmp_path, capsys):
     assert vision.main(args) == 0
     out = capsys.readouterr().out
     assert re.search(r"accuracy: bptools - torch = [+-]\d+\.\d\d points", out)
-    assert re.search(r"bptools / torch = \d+\.\d{3}, median of 1 seeds", out)
+    assert re.search(r"bptools / torch = \d+\.\d{3}, median of 1 seed ", out)
 
 
 def test_help_reads_well(vision, capsys):
