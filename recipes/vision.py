@@ -242,7 +242,7 @@ def job(cfg: Config, done: dict, unfinished: dict) -> int:
                         keep(key, None)
                     console.print(f"seed {seed}  {ft.one_run(name, result)}")
                 if stop:
-                    console.print(f"saved; to continue: uv run recipes/vision.py --resume {folder}", soft_wrap=True)
+                    console.print(f"saved; continue: uv run recipes/vision.py --resume {folder}", soft_wrap=True)
                     return 128 + interrupt.signal
     notes = [f"images: {target.sizes()}", *([f"pretraining, once a seed: {source.sizes()}"] if source else [])]
     runs = {name: [done[f"{seed}/{name}"] for seed in seeds] for name in ("zero-shot", *cfg.strategy)}
