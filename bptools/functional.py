@@ -450,11 +450,7 @@ def layer_norm(
         ValueError: if the shapes do not fit.
     """
     _check_normalized("layer_norm", input, normalized_shape, weight=weight, bias=bias)
-    half = input.dtype in (torch.float16, torch.bfloat16)
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and value.dtype not in (input.dtype, torch.float32 if half else input.dtype):
-            allowed = f"{input.dtype} or torch.float32" if half else input.dtype
-            raise TypeError(f"layer_norm: {name} must have dtype {allowed}, got {value.dtype}")
+    _check_parameter_dtypes("layer_norm", input, weight=weight, bias=bias)
     y, _, _ = _layer_norm.layer_norm(input, weight, bias, len(normalized_shape), eps)
     return y
 
@@ -536,15 +532,11 @@ def _check_batch_norm(
 ) -> None:
     if input.dim() < 2:
         raise ValueError(f"batch_norm: input must have shape (n, c, ...), got {_shape(input)}")
-    channels, half = input.shape[1], input.dtype in (torch.float16, torch.bfloat16)
-    allowed = (input.dtype, torch.float32) if half else (input.dtype,)
+    channels = input.shape[1]
     for name, value in given.items():
         if _shape(value) != (channels,):
             raise ValueError(f"batch_norm: {name} must have shape ({channels},), got {_shape(value)}")
-        if value.dtype not in allowed:
-            raise TypeError(
-                f"batch_norm: {name} must have dtype {' or '.join(map(str, allowed))}, got {value.dtype}"
-            )
+    _check_parameter_dtypes("batch_norm", input, **given)
     if ("running_mean" in given) != ("running_var" in given):
         raise ValueError("batch_norm: running_mean and running_var must be both given or both None, got one")
     if not training and "running_mean" not in given:
@@ -557,6 +549,17 @@ def _check_batch_norm(
         raise ValueError(
             f"batch_norm: input must have more than one value per channel in training, got {_shape(input)}"
         )
+
+
+def _check_parameter_dtypes(name: str, input: Tensor, **parameters: Tensor | None) -> None:
+    """A norm's parameters have the dtype of input, or float32 beside an input in half precision."""
+    half = input.dtype in (torch.float16, torch.bfloat16)
+    allowed = (input.dtype, torch.float32) if half else (input.dtype,)
+    for argument, value in parameters.items():
+        if value is not None and value.dtype not in allowed:
+            raise TypeError(
+                f"{name}: {argument} must have dtype {' or '.join(map(str, allowed))}, got {value.dtype}"
+            )
 
 
 def _check_normalized(name: str, input: Tensor, normalized_shape: Sequence[int], **affine: Tensor | None) -> None:
