@@ -1,14 +1,25 @@
 """bptools: backpropagation you can read, check and afford."""
 
+from __future__ import annotations
+
 import importlib
+from typing import TYPE_CHECKING
 
-from bptools import functional, nn
-from bptools.ops import backend
+if TYPE_CHECKING:
+    from bptools import check, finetune, functional, nn
+    from bptools.ops import backend
 
-__all__ = ["backend", "finetune", "functional", "nn"]
+__all__ = ["backend", "check", "finetune", "functional", "nn"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "finetune":  # brings more than an op needs: imported on first use
-        return importlib.import_module("bptools.finetune")
+    """Import on first use, so that a part costs nothing to those who use another."""
+    if name == "backend":
+        return importlib.import_module("bptools.ops").backend
+    if name in __all__:
+        return importlib.import_module(f"bptools.{name}")
     raise AttributeError(f"module 'bptools' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
