@@ -1,14 +1,17 @@
-"""The command line: `bptools bench ops`."""
+"""The command line: `bptools bench`, `bptools check`, `bptools zoo`."""
 
 from __future__ import annotations
 
 import tyro
 
 from bptools import bench
+from bptools.check import _command, matrix
 
 
 def main() -> None:
     """Run the command line."""
     app = tyro.extras.SubcommandApp()
     app.command(bench.bench)
+    app.command(_command.check)
+    app.command(matrix.zoo)
     app.cli(prog="bptools", description="Backpropagation you can read, check and afford.")

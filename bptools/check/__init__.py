@@ -1,7 +1,8 @@
-"""The auditor: is this `autograd.Function` right, in every way in which one can be wrong?
+"""The auditor of `autograd.Function`s: it looks for every way in which one can be wrong.
 
-`check_function(fn, samples)` asks, and its report says what it found; `bptools check package.module:Function` does it
-from a shell; the pytest plugin makes one test of every question. `zoo` holds a broken Function for each known defect.
+`check_function(fn, samples)` asks, and its report says what it found; `bptools check package.module:Function` does
+it from a shell; the pytest plugin makes one test of every question. `zoo` holds a broken Function for each known
+defect.
 """
 
 from __future__ import annotations

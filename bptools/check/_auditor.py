@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import traceback
@@ -106,7 +107,7 @@ class Audit:
             if check.dtypes == "base":
                 chosen = [self.base]
             else:
-                chosen = [d for d in self.dtypes if d is not self.base]
+                chosen = [d for d in self.dtypes if check.dtypes == "each" or d is not self.base]
             for dtype in chosen:
                 for i in range(len(self.points(dtype)) or 1):
                     yield Task(check, i, dtype)
@@ -115,7 +116,12 @@ class Audit:
         """The verdict on one task."""
         check, started = task.check, time.perf_counter()
         result = Result(check.name, str(task.sample), name_of(task.dtype), "pass")
-        with torch.random.fork_rng(devices=_cuda(self.device)), warnings.catch_warnings(), torch.enable_grad():
+        with (
+            torch.random.fork_rng(devices=_cuda(self.device)),
+            warnings.catch_warnings(),
+            torch.enable_grad(),
+            _threads(check),
+        ):
             warnings.simplefilter("ignore")
             try:
                 found = self.points(task.dtype)
@@ -152,17 +158,17 @@ def check_function(
     seed: int = 0,
     device: str = "cpu",
 ) -> Report:
-    """Audit a differentiable function: are its gradients right, in every way in which they can be wrong?
+    """Audit a differentiable function, in every way in which its gradients can be wrong.
 
     Args:
-        fn: an `autograd.Function`, its `apply`, a plain function, an `nn.Module` (its parameters are inputs too), or
-            a `torch.library.custom_op`.
+        fn: an `autograd.Function`, its `apply`, a plain function, an `nn.Module` (its parameters are inputs too),
+            or a `torch.library.custom_op`.
         samples: what to call it with: a callable `(device, dtype, seed) -> iterable of (args, kwargs)`; or plain
             tensors: a tensor, a tuple of arguments, or a list of such. Tensors that require a gradient are the
-            differentiable inputs; plain tensors are cast to each dtype of the audit. Small samples of odd shapes, such
-            as (3, 5), say most: other layouts, magnitudes, sizes of zero and special values are derived from them.
-        reference: a plain differentiable function of the same arguments that is right (for a module: a module with the
-            same parameters). Its autograd in float64 is then the truth; else numerical derivatives of `fn` are.
+            differentiable inputs; plain tensors are cast to each dtype of the audit. Small samples of odd shapes,
+            such as (3, 5), say most: other layouts, magnitudes, empty and special values are derived from them.
+        reference: a plain differentiable function of the same arguments that is right (for a module: a module with
+            the same parameters). Its autograd in float64 is the truth; without one, numerical derivatives of `fn` are.
         checks: "default", "all", or the names of checks.
         dtypes: which dtypes to look at. Most checks are asked in the widest one that `fn` takes.
         expect: for a check, "unsupported" (it must refuse, by an error), (exception, pattern) (it must refuse with
@@ -230,7 +236,7 @@ def _ask(check: Check, point: Point, result: Result, *, shrink: bool = True) -> 
 
 
 def _shrink(check: Check, point: Point, result: Result, cost: float) -> None:
-    """Cut dimensions while the check still fails with the same finding; the smallest sample goes into the report."""
+    """Cut dimensions while the check still fails with the same finding; the report gets the smallest sample."""
     deadline = time.perf_counter() + SHRINKING
     current, changed = point, True
     while changed:
@@ -291,6 +297,20 @@ def _hold_against(expected: Expectation | None, result: Result) -> None:
     result.verdict, result.failure = "unsupported", None
 
 
+@contextlib.contextmanager
+def _threads(check: Check) -> Iterator[None]:
+    """One thread: on tensors this small, waking others costs more than the work. All, to ask for the bits."""
+    before = torch.get_num_threads()
+    if check.name == "determinism" or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
@@ -309,7 +329,7 @@ def _reference(reference: Any, subject: Subject) -> Callable[..., Any] | None:
     if (subject.kind == "module") != (other.kind == "module"):
         raise TypeError(
             f"check_function: reference of a {subject.kind} must be "
-            f"{'a module with the same parameters' if subject.kind == 'module' else 'a function'}, got a {other.kind}"
+            f"{'a module with its parameters' if subject.kind == 'module' else 'a function'}, got a {other.kind}"
         )
     return other.call
 

@@ -14,10 +14,8 @@ from bptools.check import _diagnose, _script
 from bptools.check._report import Failure
 from bptools.check._subject import Point
 
-DEFECTS = "bptools.check.zoo"
 
-
-class Failed(Exception):  # noqa: N818 - a verdict, not an error
+class Failed(Exception):
     """The function is wrong."""
 
     def __init__(self, failure: Failure) -> None:
@@ -25,11 +23,11 @@ class Failed(Exception):  # noqa: N818 - a verdict, not an error
         self.failure = failure
 
 
-class Skipped(Exception):  # noqa: N818
+class Skipped(Exception):
     """The check does not apply here."""
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """The function says itself that it does not do this."""
 
 
@@ -71,18 +69,23 @@ def check(finds: Sequence[int], *, dtypes: str = "base", default: bool = True) -
 
 def load_checks() -> dict[str, Check]:
     """All checks, in the order in which an audit asks them."""
-    for family in ("numerics", "contract", "layout", "state", "composition"):
-        importlib.import_module(f"bptools.check.checks.{family}")
-    return CHECKS
+    families = [
+        f"bptools.check.checks.{name}" for name in ("numerics", "contract", "layout", "state", "composition")
+    ]
+    for family in families:
+        importlib.import_module(family)
+    ordered = sorted(CHECKS.values(), key=lambda check: families.index(check.run.__module__))
+    return {check.name: check for check in ordered}
 
 
 # Comparing ----------------------------------------------------------------------------------------------------
 
 
 def tolerances(dtype: torch.dtype, floor: float = 0.0) -> tuple[float, float]:
-    """Relative and absolute tolerance (the latter as a share of a tensor's largest number) of what is equal but for order.
+    """Relative and absolute tolerance of what is equal but for the order of a sum.
 
-    They follow from the dtype's rounding alone: 7e-8 and 4e-10 in float64.
+    The latter is a share of a tensor's largest number. They follow from the dtype's rounding alone: 7e-8 and 4e-10
+    in float64.
     """
     eps = torch.finfo(dtype).eps
     return 5 * eps**0.5, max(eps**0.6, floor)
@@ -106,11 +109,12 @@ def compare(
 
     Args:
         point: where this was computed.
-        expected, got: the tensors, pairwise.
+        expected: the right tensors.
+        got: the tensors that came, pairwise.
         what: the finding in one sentence.
         labels: "inputs" if the tensors are gradients of the point's inputs, "outputs" if they are its outputs, or
             their names.
-        how: Python code that computes `expected` and `got` from `call`, `inputs` and `dys`; it goes into the script.
+        how: Python code that computes `expected` and `got` from `call`, `inputs` and `dys`, for the script.
         uses: functions of _tools that `how` calls.
         guess: at the cause; if there is none, one is made from the numbers.
         floor: what counts as nothing, beside the largest number that is expected.

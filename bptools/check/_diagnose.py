@@ -25,7 +25,8 @@ def guess(
     """The likeliest cause, or None.
 
     Args:
-        expected, got: the right and the wrong tensor, of one shape; NaN in `expected` means that it is not known there.
+        expected: the right tensor; NaN where it is not known.
+        got: the wrong one, of the same shape.
         point: where they were computed.
         which: the position of the input whose gradient this is.
         family: the right gradients of all inputs.
@@ -38,7 +39,9 @@ def guess(
     if not bool(known.any()):
         return None
     if bool(b[known].isnan().any()):
-        return "NaN where the true value is finite: an intermediate overflows, or 0 is divided by 0 or multiplied by inf"
+        return (
+            "NaN where the true value is finite: an intermediate overflows, or 0 is divided by 0 or meets infinity"
+        )
     if bool((b[known] == 0).all()) and not _near(a[known], torch.zeros_like(a[known])):
         return "no gradient at all: None, zeros, or a result without history is returned"
     if not bool(known.all()):
@@ -51,7 +54,12 @@ def guess(
     if a.is_complex() and _near(a.conj(), b):
         return "a complex conjugate is missing"
     for k, other in enumerate(family):
-        if k != which and other.shape == got.shape and not _near(a, _wide(other)) and _near(_wide(other), _wide(got)):
+        if (
+            k != which
+            and other.shape == got.shape
+            and not _near(a, _wide(other))
+            and _near(_wide(other), _wide(got))
+        ):
             name = point.names[k] if point is not None else f"input {k}"
             return f"gradients in the wrong order: this is the one of {name}"
     for dy in dys:
@@ -84,7 +92,9 @@ def _about_ratio(ratio: float, point: Point | None, which: int | None) -> str:
     text = next((words for value, words in NAMED.items() if abs(ratio - value) < 1e-6 * abs(value)), None)
     said = f"a constant factor: got = {text or f'{ratio:.6g}'} × expected"
     if point is not None:
-        sizes = {n: s for n, t in zip(point.names, point.inputs, strict=True) for s in (t.numel(), *t.shape) if s > 1}
+        sizes = {
+            n: s for n, t in zip(point.names, point.inputs, strict=True) for s in (t.numel(), *t.shape) if s > 1
+        }
         for name, size in sizes.items():
             if abs(ratio - size) < 1e-6 * size or abs(ratio * size - 1) < 1e-6:
                 return f"{said}; {size} is a size of {name}: a mean for a sum, or the other way round"

@@ -1,8 +1,8 @@
 """Numerical derivatives that can be trusted to about nine digits, and one-sided ones for kinks.
 
 A central difference at steps h, h/2 and h/4, extrapolated twice (Richardson), has an error of order h⁶; the
-difference of the last two extrapolations, with the rounding noise of the function, estimates what is left. Of a few h,
-each number takes the one with the least estimated error: large steps where the function is smooth, small ones
+difference of the last two extrapolations, with the rounding noise of the function, estimates what is left. Of a
+few h, each number takes the one with the least estimated error: large steps where the function is smooth, small ones
 beside a kink.
 """
 
@@ -17,12 +17,12 @@ STEPS = (1e-2, 1e-3, 1e-4, 1e-6)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Re⟨a, b⟩, the real inner product; a loss moves by inner(gradient, direction)."""
+    """The real inner product Re⟨a, b⟩; a loss moves by that of its gradient and a direction."""
     return (a.conj() * b).real.sum() if a.is_complex() or b.is_complex() else (a * b).sum()
 
 
 def derivative(f: Callable[[float], Tensor], tolerance: float = 1e-9) -> tuple[Tensor, Tensor]:
-    """The derivative at 0 of a function of one number, and an estimate of its error; both shaped like `f`'s value."""
+    """The derivative at 0 of a function of one number, and an estimate of its error, in the shape of its value."""
     best = error = None
     for h in STEPS:
         values = [(f(s), f(-s)) for s in (h, h / 2, h / 4)]

@@ -195,6 +195,8 @@ def _document(result: Result) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return str(value)
-    return value if value is None or isinstance(value, str | int | float) else (
-        list(value) if isinstance(value, tuple) else str(value)
+    return (
+        value
+        if value is None or isinstance(value, str | int | float)
+        else (list(value) if isinstance(value, tuple) else str(value))
     )

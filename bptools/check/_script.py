@@ -72,8 +72,8 @@ def write(
     Args:
         point: the sample.
         what: the finding, for the head.
-        how: code that computes `expected` and `got`; it may use `fn`, `call`, `inputs`, `dys`, `args`, `reference` and
-            `uses`.
+        how: code that computes `expected` and `got`; it may use `call`, `inputs`, `others`, `dys`, `reference`
+            and `uses`.
         uses: functions to carry along.
         dys: the output gradients.
     """
@@ -120,7 +120,8 @@ def write(
         "inputs = [\n" + "\n".join(inputs) + "\n]\n",
         "\n\ndef bind(function):\n    def call(*inputs):\n"
         + textwrap.indent(copies, "    ")
-        + f"        args, kwargs = {args!r}, {kwargs!r}\n        return function(*args, **kwargs)\n\n    return call\n",
+        + f"        args, kwargs = {args!r}, {kwargs!r}\n"
+        + "        return function(*args, **kwargs)\n\n    return call\n",
         f"\n\ncall = bind({fn})\n",
         reference,
         "others = [" + ", ".join(v.split(" = ")[0] for v in variables) + "]\n",

@@ -133,7 +133,9 @@ class Point:
             else:
                 name = f"{names[-1]}[{i - len(names) + 1}]" if starred else f"argument {i}"
             leaves = tree_flatten(arg)[0]
-            found += [name] if leaves == [arg] or len(leaves) == 1 else [f"{name}[{k}]" for k in range(len(leaves))]
+            found += (
+                [name] if leaves == [arg] or len(leaves) == 1 else [f"{name}[{k}]" for k in range(len(leaves))]
+            )
         for name, value in self.kwargs.items():
             leaves = tree_flatten(value)[0]
             found += [name] if len(leaves) == 1 else [f"{name}[{k}]" for k in range(len(leaves))]
@@ -210,7 +212,7 @@ class Point:
         return torch.Generator().manual_seed(1_000_003 * self.seed + 17 * salt + 1)
 
     def random_like(self, tensors: Iterable[Tensor], salt: int = 0) -> list[Tensor]:
-        """Normal numbers in the shapes, dtypes and devices of these: never ones, which hide what is not multiplied."""
+        """Normal numbers like these tensors: never ones, which hide what is not multiplied."""
         generator = self.generator(salt)
         found = []
         for t in tensors:
@@ -230,9 +232,7 @@ class Point:
         """The same call with other leaves."""
         args, kwargs = tree_unflatten(leaves, self.spec)
         label = f"{self.label}, {note}" if note else self.label
-        point = Point(
-            self.subject, args, kwargs, reference=self.reference, seed=self.seed, label=label
-        )
+        point = Point(self.subject, args, kwargs, reference=self.reference, seed=self.seed, label=label)
         point.in_place = self.in_place
         return point
 

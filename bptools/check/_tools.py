@@ -1,4 +1,4 @@
-"""What a check does to tensors, in plain torch: small functions that the reproducing scripts carry along as they are.
+"""What a check does to tensors, in plain torch: small functions that reproducing scripts carry along as they are.
 
 `call(*inputs)` is the audited function with everything but its differentiable inputs filled in; `dys` are the
 output gradients, one for each output that requires a gradient, in order.
@@ -192,7 +192,10 @@ def loss_at(call, inputs, dys, which, k, index):
         moved = [x.detach().clone() for x in inputs]
         moved[k][index] += t
         outputs = run(call, moved)
-        return sum((dy.conj() * outputs[i]).real.sum() if dy.is_complex() else (dy * outputs[i]).sum() for dy, i in zip(dys, which, strict=True))
+        return sum(
+            (dy.conj() * outputs[i]).real.sum() if dy.is_complex() else (dy * outputs[i]).sum()
+            for dy, i in zip(dys, which, strict=True)
+        )
 
     return loss
 

@@ -1,4 +1,4 @@
-"""Whether the function composes: twice differentiated, forwards, batched, cast, compiled, captured, distributed."""
+"""Whether the function composes: twice differentiated, forwards, batched, cast, compiled, distributed."""
 
 from __future__ import annotations
 
@@ -155,9 +155,7 @@ def _true_second(point: Point, variables: list[Tensor], weights: list[Tensor]) -
         every = [*inputs, *moving]
         if not live:
             return [torch.zeros_like(v) for v in every]
-        return list(
-            torch.autograd.grad([g for g, _ in live], every, [v for _, v in live], materialize_grads=True)
-        )
+        return list(torch.autograd.grad([g for g, _ in live], every, [v for _, v in live], materialize_grads=True))
     except (RuntimeError, NotImplementedError):
         return None
 
@@ -255,7 +253,7 @@ def _forward_mode(point: Point, tangents: list[Tensor]) -> list[Tensor]:
 @check([41])
 def func(point: Point) -> None:
     """torch.func takes it: vjp and grad give autograd's gradients."""
-    outputs, dys, got = point.plain()
+    _outputs, dys, got = point.plain()
     which = point.differentiable
     inputs = [x.detach() for x in point.inputs]
 
@@ -317,11 +315,10 @@ def vmap(point: Point) -> None:
         *(("the forward", forward, d) for d in choices),
         *(("the gradient", gradient, d) for d in choices[:-1]),
     ]:
-        batch = [
-            stack[0] if d is None else stack.movedim(0, d) for stack, d in zip(stacks, dims, strict=True)
-        ]
+        batch = [stack[0] if d is None else stack.movedim(0, d) for stack, d in zip(stacks, dims, strict=True)]
         rows = [
-            [stack[0] if d is None else stack[n] for stack, d in zip(stacks, dims, strict=True)] for n in range(count)
+            [stack[0] if d is None else stack[n] for stack, d in zip(stacks, dims, strict=True)]
+            for n in range(count)
         ]
         try:
             found = torch.vmap(function, in_dims=dims, randomness="same")(*batch)
@@ -472,7 +469,7 @@ def autocast(point: Point) -> None:
             if not error <= allowed:
                 fail(
                     point,
-                    f"under torch.autocast, with the backward {words} the block, the {name} is too far from the truth",
+                    f"under torch.autocast, with the backward {words} it, the {name} is too far from the truth",
                     expected=f"an error of at most {allowed:.2e}",
                     got=f"{error:.2e}",
                     error=error,
@@ -505,7 +502,9 @@ def compiled(point: Point) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            again = _tools.run(torch.compile(plain, fullgraph=True, backend="aot_eager", dynamic=False), point.inputs)
+            again = _tools.run(
+                torch.compile(plain, fullgraph=True, backend="aot_eager", dynamic=False), point.inputs
+            )
             found = _tools.pull(again, point.inputs, dys)
     except Exception as error:
         if type(error).__module__.startswith("torch._dynamo") or _speaks_of(error, "dynamo", "torch.compile"):
@@ -640,4 +639,6 @@ def opcheck(point: Point) -> None:
     bad = {name: said for name, said in found.items() if said != "SUCCESS"}
     if bad:
         name, said = next(iter(bad.items()))
-        fail(point, f"opcheck: {name}", expected="SUCCESS", got=_said(said) if isinstance(said, Exception) else said)
+        fail(
+            point, f"opcheck: {name}", expected="SUCCESS", got=_said(said) if isinstance(said, Exception) else said
+        )

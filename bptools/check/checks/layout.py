@@ -29,7 +29,10 @@ def grad_layouts(point: Point) -> None:
             [change(dy) for dy in dys],
             got,
             f"a gradient is wrong when the output gradient is {words}",
-            f"expected = grads(call, inputs, dys)\ngot = grads(call, inputs, [{change.__name__}(dy) for dy in dys])",
+            f"""
+            expected = grads(call, inputs, dys)
+            got = grads(call, inputs, [{change.__name__}(dy) for dy in dys])
+            """,
             (change,),
             f"only when the output gradient is {words}: it is read as if it were contiguous",
             dys,
@@ -91,7 +94,10 @@ def input_layouts(point: Point) -> None:
     for change, words in changes:
         for k in [None, *(range(len(point.inputs)) if len(point.inputs) > 1 else ())]:
             laid = [change(x) if k in (None, i) else x.detach() for i, x in enumerate(point.inputs)]
-            if all(a.stride() == x.stride() and a.storage_offset() == 0 for a, x in zip(laid, point.inputs, strict=True)):
+            if all(
+                a.stride() == x.stride() and a.storage_offset() == 0
+                for a, x in zip(laid, point.inputs, strict=True)
+            ):
                 continue
             which = "an input is" if k is None else f"{point.names[k]} is"
             name = change.__name__

@@ -33,7 +33,7 @@ def judge(point: Point, what: str) -> None:
 
 
 def true_gradients(point: Point) -> list[Tensor]:
-    """The gradients of the reference (of the subject itself, where there is none) for the point's output gradients."""
+    """The gradients of the reference (else of the subject itself) for the point's output gradients."""
     _, dys, _ = point.plain()
     outputs = [y for y in _tools.run(point.truth, point.inputs) if y.requires_grad]
     if [y.shape for y in outputs] != [dy.shape for dy in dys]:
@@ -107,7 +107,9 @@ def _inside_kink(point: Point, k: int, index: tuple[int, ...], claimed: float, c
 def _against_differences(point: Point, what: str) -> None:
     """Directional differences in several directions of each input; element by element only where they disagree."""
     outputs, dys, got = point.plain()
-    level = sum(float((dy.abs() * outputs[i].abs()).sum()) for dy, i in zip(dys, point.differentiable, strict=True))
+    level = sum(
+        float((dy.abs() * outputs[i].abs()).sum()) for dy, i in zip(dys, point.differentiable, strict=True)
+    )
     noise = 64 * torch.finfo(torch.float64).eps * level / 1e-3
     for k, (x, g) in enumerate(zip(point.inputs, got, strict=True)):
         if x.numel() == 0:
@@ -132,7 +134,11 @@ def _localise(point: Point, k: int, what: str) -> None:
     if x.numel() > COORDINATES:
         elements = _search(point, k)
     parts = (1.0, 1j) if x.is_complex() else (1.0,)
-    expected, wrong, scale = got.clone(), torch.zeros_like(got, dtype=torch.bool), float(got.abs().nan_to_num().max())
+    expected, wrong, scale = (
+        got.clone(),
+        torch.zeros_like(got, dtype=torch.bool),
+        float(got.abs().nan_to_num().max()),
+    )
     kink = None
     step = step_of(x)
     for flat in elements:
@@ -179,7 +185,7 @@ def _localise(point: Point, k: int, what: str) -> None:
         uses = (_tools.loss_at,)
     elif x.is_complex():
         how = f"""
-        expected = [torch.tensor({_script._literal(expected[index].item())}, dtype=inputs[{k}].dtype)]  # numerically
+        expected = [torch.tensor({_script._literal(expected[index].item())}, dtype=inputs[{k}].dtype)]
         got = [grads(call, inputs, dys)[{k}][{index}]]
         """
         uses = ()
@@ -242,7 +248,8 @@ def values(point: Point) -> None:
         outputs[: len(expected)],
         what="the forward differs from the reference",
         labels="outputs",
-        how="expected = [y.detach() for y in run(reference, inputs)]\ngot = [y.detach() for y in run(call, inputs)]",
+        how="expected = [y.detach() for y in run(reference, inputs)]\n"
+        "got = [y.detach() for y in run(call, inputs)]",
     )
 
 
@@ -255,7 +262,7 @@ def gradients(point: Point) -> None:
 @check([13])
 def linearity(point: Point) -> None:
     """The gradients are linear in the output gradient."""
-    outputs, dys, got = point.plain()
+    _, dys, got = point.plain()
     others = point.random_like(dys, salt=1)
     mixed = [2 * a - 3 * b for a, b in zip(dys, others, strict=True)]
     second = _tools.grads(point.call, point.inputs, others)
@@ -333,14 +340,43 @@ def _fits_float32(t: Tensor) -> bool:
 @check([30], dtypes="low")
 def dtypes(point: Point) -> None:
     """In a smaller dtype the error is no larger than the dtype excuses."""
+    _within_rounding(point, "")
+
+
+@check([31], dtypes="low")
+def overflow(point: Point) -> None:
+    """In float16 nothing overflows on the way to a result that float16 can hold."""
+    if point.dtype is not torch.float16:
+        raise Skipped("asked in float16 only")
+    tried = 0
+    for scale in (30.0, 300.0, 3000.0):
+        for only in [None, *(range(len(point.inputs)) if 1 < len(point.inputs) <= 4 else ())]:
+            there = point.at([x.detach() * scale if only in (None, k) else x for k, x in enumerate(point.inputs)])
+            if all(bool(x.isfinite().all()) for x in there.inputs):
+                which = "the inputs are" if only is None else f"{point.names[only]} is"
+                _within_rounding(there, f", where {which} multiplied by {scale:g},")
+                tried += 1
+    if not tried:
+        raise Skipped("the sample is too large to be multiplied")
+
+
+def _within_rounding(point: Point, where: str) -> None:
+    """Flash-attention's rule: an error of at most twice the reference's own in this dtype, plus rounding.
+
+    Without a reference: of at most what rounding its inputs could do, several times over. What lies near the end
+    of the dtype's range is left out. The truth is float64.
+    """
     wide = point.to(torch.float64)
-    dys = point.plain()[1]
+    outputs, dys, got = point.plain()
     wide_dys = [dy.to(torch.complex128 if dy.is_complex() else torch.float64) for dy in dys]
-    outputs, _, got = point.plain()
     try:
         true = _both(wide, wide.truth, wide_dys)
+    except Skipped:
+        raise
     except Exception as error:
-        raise Skipped(f"the truth needs float64, which is refused ({_first_line(error)}); give a reference") from error
+        raise Skipped(
+            f"the truth needs float64, which is refused ({_first_line(error)}); give a reference"
+        ) from error
     found = [outputs[i] for i in point.differentiable] + got
     if [t.shape for t in found] != [t.shape for t in true]:
         raise Skipped("the reference has other outputs than the function")
@@ -349,51 +385,44 @@ def dtypes(point: Point) -> None:
         excused = [2 * _largest(a - t) for a, t in zip(theirs, true, strict=True)]
     else:
         excused = _excused(wide, wide_dys, true, point.dtype)
-    eps, tiny = torch.finfo(point.dtype).eps, torch.finfo(point.dtype).tiny
-    labels = [f"output {i}" for i in point.differentiable] + [f"gradient of {n}" for n in point.names]
+    info = torch.finfo(point.dtype)
+    dtype = str(point.dtype).removeprefix("torch.")
+    n = len(point.differentiable)
+    labels = [f"output {i}" for i in point.differentiable] + [f"gradient of {name}" for name in point.names]
     for k, (name, a, t, excuse) in enumerate(zip(labels, found, true, excused, strict=True)):
-        allowed = excuse + eps * max(_largest(t), tiny)
-        error = (a.to(t.dtype) - t).abs()
-        error = torch.where(t.abs() > torch.finfo(point.dtype).max / 4, 0, error)
-        if error.numel() and not float(error.nan_to_num(nan=torch.inf).max()) <= allowed:
-            index = tuple(int(i) for i in torch.unravel_index(error.nan_to_num(nan=torch.inf).argmax(), a.shape))
-            dtype = str(point.dtype).removeprefix("torch.")
-            cause = _diagnose.guess(t, torch.where(error <= allowed, t, a.to(t.dtype)), wide)
-            cause = cause or "too many roundings, or a sum in too small a dtype"
-            n = len(point.differentiable)
-            raise Failed(
-                Failure(
-                    what=f"in {dtype} the {name} is further from the truth than {dtype} excuses",
-                    input=point.names[k - n] if k >= n else None,
-                    output=point.differentiable[k] if k < n else _guilty(point),
-                    index=index,
-                    expected=t[index].item(),
-                    got=a[index].item(),
-                    error=float(error[index]),
-                    allowed=allowed,
-                    guess=f"only in {dtype}: {cause}",
-                    sample=describe(point),
-                    script=_script.write(
-                        point,
-                        f"in {dtype} the {name} is further from the truth than {dtype} excuses",
-                        f"""
-                        outputs = [y for y in run(call, inputs) if y.requires_grad]
-                        found = [y.detach() for y in outputs] + pull(outputs, inputs, dys)
-                        allowed = {allowed!r}
-                        true = {_literal_or_call(t, k)}
-                        error = (found[{k}].to(true.dtype) - true).abs().max().item()
-                        expected = f"an error of at most {{allowed}}"
-                        got = expected if error <= allowed else f"an error of {{error}}"
-                        """,
-                        (),
-                        dys,
-                    ),
-                )
-            )
-
-
-def _literal_or_call(t: Tensor, k: int) -> str:
-    return f"{_script._tensor(t.contiguous())}  # in float64"
+        representable = t.abs() <= info.max / 4
+        allowed = excuse + info.eps * max(_largest(torch.where(representable, t, 0)), info.tiny)
+        a = a.to(t.dtype)
+        error = torch.where(representable, (a - t).abs(), 0).nan_to_num(nan=torch.inf)
+        if not error.numel() or float(error.max()) <= allowed:
+            continue
+        index = tuple(int(i) for i in torch.unravel_index(error.argmax(), a.shape))
+        cause = _diagnose.guess(t, torch.where(error <= allowed, t, a), wide)
+        if where or not bool(a.isfinite().all()):
+            cause = "an intermediate overflows: compute it in float32"
+        what = f"in {dtype}{where} the {name} is further from the truth than {dtype} excuses"
+        fail(
+            point,
+            what,
+            input=point.names[k - n] if k >= n else None,
+            output=point.differentiable[k] if k < n else _guilty(point),
+            index=index,
+            expected=t[index].item(),
+            got=a[index].item(),
+            error=float(error[index]),
+            allowed=allowed,
+            guess=f"only in {dtype}: {cause or 'too many roundings, or a sum in too small a dtype'}",
+            how=f"""
+            outputs = [y for y in run(call, inputs) if y.requires_grad]
+            found = ([y.detach() for y in outputs] + pull(outputs, inputs, dys))[{k}]
+            true = {_script._tensor(t.contiguous())}  # in float64
+            error = torch.where(true.abs() <= {info.max / 4}, (found.to(true.dtype) - true).abs(), 0)
+            error = float(error.nan_to_num(nan=torch.inf).max())
+            expected = "an error of at most {allowed!r}"
+            got = expected if error <= {allowed!r} else f"an error of {{error}}"
+            """,
+            dys=dys,
+        )
 
 
 def _largest(t: Tensor) -> float:
@@ -410,7 +439,7 @@ def _both(point: Point, call, dys: list[Tensor]) -> list[Tensor]:
 
 
 def _excused(wide: Point, dys: list[Tensor], true: list[Tensor], dtype: torch.dtype) -> list[float]:
-    """Without a peer to compare with: what a rounding of every input and output gradient could do, eight times over."""
+    """Without a peer to compare with: what rounding every input and output gradient could do, eight times over."""
     eps = torch.finfo(dtype).eps
     moved = [0.0] * len(true)
     for salt in range(3):
@@ -456,52 +485,6 @@ def _finite(point: Point) -> bool:
         return False
 
 
-@check([31], dtypes="low")
-def overflow(point: Point) -> None:
-    """In float16 nothing overflows where the true result is representable."""
-    if point.dtype is not torch.float16:
-        raise Skipped("asked in float16 only")
-    for scale in (30.0, 300.0, 3000.0):
-        for only in [None, *(range(len(point.inputs)) if 1 < len(point.inputs) <= 4 else ())]:
-            there = point.at([x.detach() * scale if only in (None, k) else x for k, x in enumerate(point.inputs)])
-            if not all(bool(x.isfinite().all()) for x in there.inputs):
-                continue
-            _overflow_at(there)
-
-
-def _overflow_at(point: Point) -> None:
-    limit = torch.finfo(torch.float16).max / 4
-    outputs, dys, got = point.plain()
-    wide = point.to(torch.float64)
-    true = _both(wide, wide.truth, [dy.double() for dy in dys])
-    found = [outputs[i] for i in point.differentiable] + got
-    if point.reference is not None:
-        peer = _both(point, point.truth, dys)
-        true = [torch.where(p.isfinite(), t, torch.inf) for p, t in zip(peer, true, strict=True)]
-    labels = [f"output {i}" for i in point.differentiable] + [f"gradient of {n}" for n in point.names]
-    for k, (name, a, t) in enumerate(zip(labels, found, true, strict=True)):
-        bad = ~a.isfinite() & (t.abs() < limit)
-        if bool(bad.any()):
-            index = tuple(bad.nonzero()[0].tolist())
-            fail(
-                point,
-                f"in float16 the {name} overflows where the true value is representable",
-                input=point.names[k - len(point.differentiable)] if k >= len(point.differentiable) else None,
-                output=point.differentiable[k] if k < len(point.differentiable) else None,
-                index=index,
-                expected=t[index].item(),
-                got=a[index].item(),
-                guess="an intermediate overflows: compute it in float32",
-                how=f"""
-                outputs = [y for y in run(call, inputs) if y.requires_grad]
-                found = [y.detach() for y in outputs] + pull(outputs, inputs, dys)
-                expected = True  # finite, as the true value {t[index].item()} is
-                got = bool(found[{k}][{index}].isfinite())
-                """,
-                dys=dys,
-            )
-
-
 @check([36])
 def kinks(point: Point) -> None:
     """At zeros and ties the gradient lies between the derivatives from the left and from the right."""
@@ -513,7 +496,10 @@ def kinks(point: Point) -> None:
     for numbers, words in ((whole, "whole numbers"), (zeros, "all zero")):
         for only in [None, *(range(len(point.inputs)) if 1 < len(point.inputs) <= 4 else ())]:
             there = point.at(
-                [n if only in (None, k) else x for k, (n, x) in enumerate(zip(numbers, point.inputs, strict=True))],
+                [
+                    n if only in (None, k) else x
+                    for k, (n, x) in enumerate(zip(numbers, point.inputs, strict=True))
+                ],
                 note=words,
             )
             if not _finite(there) or sum(x.numel() for x in there.inputs) > COORDINATES:

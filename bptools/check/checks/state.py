@@ -29,8 +29,7 @@ def saved_tensors(point: Point) -> None:
             expected="save_for_backward",
             got=f"ctx.{attribute}",
             guess="it escapes the version check, saved-tensor hooks, and may leak: use ctx.save_for_backward",
-            how="expected = []\n"
-            "got = [(function, name) for function, name, _ in kept_on_ctx(run(call, inputs))]",
+            how="expected = []\ngot = [(function, name) for function, name, _ in kept_on_ctx(run(call, inputs))]",
             uses=(_tools.function_nodes, _tools.kept_on_ctx),
         )
 
@@ -141,7 +140,7 @@ def _overwrite(t):
 @check([23])
 def backward_twice(point: Point) -> None:
     """A second backward through the same graph gives the same gradients."""
-    _, dys, got = point.plain()
+    _, dys, _ = point.plain()
     outputs = _tools.run(point.call, point.inputs)
     how = """
     outputs = run(call, inputs)
@@ -331,7 +330,10 @@ def module_copies(point: Point) -> None:
         raise Skipped("it is not a module")
     outputs, dys, got = point.plain()
     module = point.subject.target
-    copies = {"a deep copy": lambda: copy.deepcopy(module), "a pickled copy": lambda: pickle.loads(pickle.dumps(module))}
+    copies = {
+        "a deep copy": lambda: copy.deepcopy(module),
+        "a pickled copy": lambda: pickle.loads(pickle.dumps(module)),
+    }
     labels = [f"output {i}" for i in range(len(outputs))] + [f"gradient of {n}" for n in point.names]
     for words, make in copies.items():
         try:
