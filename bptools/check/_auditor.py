@@ -19,6 +19,7 @@ from bptools.check._subject import Point, Subject, points
 from bptools.check.checks.layout import shrunk
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+RAISES = "it raises: "
 SHRINKING = 3.0  # seconds for the search of a smaller failing sample
 
 Expectation = str | tuple[type[BaseException], str]
@@ -103,11 +104,10 @@ class Audit:
 
     def tasks(self) -> Iterator[Task]:
         """Everything there is to ask."""
+        narrower = [d for d in self.dtypes if torch.finfo(d).eps > torch.finfo(self.base).eps]
+        chosen_by = {"base": [self.base], "low": narrower, "each": [self.base, *narrower], "any": self.dtypes}
         for check in self.checks:
-            if check.dtypes == "base":
-                chosen = [self.base]
-            else:
-                chosen = [d for d in self.dtypes if check.dtypes == "each" or d is not self.base]
+            chosen = chosen_by[check.dtypes]
             for dtype in chosen:
                 for i in range(len(self.points(dtype)) or 1):
                     yield Task(check, i, dtype)
@@ -128,8 +128,13 @@ class Audit:
                 if not found:
                     raise Skipped(f"samples gives none in {result.dtype}")
                 point = found[task.sample]
-                if not _runs(point, result, self.expect.get("runs")):
-                    pass
+                broken = _why_not(point)
+                if broken and check.name != "runs":
+                    raise Skipped("forward and backward do not run")
+                if broken:
+                    result.verdict = "fail" if task.dtype is self.base else "unsupported"
+                    result.reason = f"{result.dtype}: {broken}"
+                    result.failure = Failure(what=f"it does not run: {broken}", sample=describe(point))
                 else:
                     _ask(check, point, result)
             except Skipped as skipped:
@@ -168,7 +173,7 @@ def check_function(
             differentiable inputs; plain tensors are cast to each dtype of the audit. Small samples of odd shapes,
             such as (3, 5), say most: other layouts, magnitudes, empty and special values are derived from them.
         reference: a plain differentiable function of the same arguments that is right (for a module: a module with
-            the same parameters). Its autograd in float64 is the truth; without one, numerical derivatives of `fn` are.
+            the same parameters). Its autograd in float64 is the truth; without one, numerical derivatives are.
         checks: "default", "all", or the names of checks.
         dtypes: which dtypes to look at. Most checks are asked in the widest one that `fn` takes.
         expect: for a check, "unsupported" (it must refuse, by an error), (exception, pattern) (it must refuse with
@@ -194,22 +199,15 @@ def check_function(
 # Asking -------------------------------------------------------------------------------------------------------
 
 
-def _runs(point: Point, result: Result, expected: Expectation | None) -> bool:
-    """Whether the plain forward and backward go through; if not, the verdict is set."""
-    if getattr(point, "broken", None) is None:
+def _why_not(point: Point) -> str:
+    """Why the plain forward and backward do not go through; nothing if they do."""
+    if point.broken is None:
         try:
             point.plain()
             point.broken = ""
         except Exception as error:
             point.broken = f"{type(error).__name__}: {_first_line(error)}"
-    if not point.broken:
-        return True
-    if result.dtype in ("float64", "float32") or expected == "supported":
-        result.verdict, result.reason = "fail", f"forward and backward do not run: {point.broken}"
-        result.failure = Failure(what=result.reason, sample=describe(point))
-    else:
-        result.verdict, result.reason = "unsupported", f"{result.dtype}: {point.broken}"
-    return False
+    return point.broken
 
 
 def _ask(check: Check, point: Point, result: Result, *, shrink: bool = True) -> None:
@@ -227,7 +225,7 @@ def _ask(check: Check, point: Point, result: Result, *, shrink: bool = True) -> 
         said = f"{type(error).__name__}: {_first_line(error)}"
         result.verdict = "fail"
         result.failure = Failure(
-            what=f"it raises: {said}", got=f"{where.filename}:{where.lineno}", sample=describe(point)
+            what=f"{RAISES}{said}", got=f"{where.filename}:{where.lineno}", sample=describe(point)
         )
     if result.verdict == "fail":
         result.reason = result.failure.what
@@ -256,7 +254,7 @@ def _shrink(check: Check, point: Point, result: Result, cost: float) -> None:
                         _ask(check, smaller, trial, shrink=False)
                     except Exception:
                         continue
-                    if trial.verdict == "fail" and trial.failure.script and _alike(trial.failure, result.failure):
+                    if trial.verdict == "fail" and _alike(trial.failure, result.failure):
                         current, changed = smaller, True
                         result.failure.sample, result.failure.script = trial.failure.sample, trial.failure.script
                         break
@@ -269,7 +267,9 @@ def _shrink(check: Check, point: Point, result: Result, cost: float) -> None:
 def _alike(a: Failure, b: Failure) -> bool:
     """Whether two failures are the same finding."""
     digits = re.compile(r"\d+")
-    return digits.sub("#", a.what) == digits.sub("#", b.what) and a.guess == b.guess
+    return (
+        digits.sub("#", a.what) == digits.sub("#", b.what) and a.guess == b.guess and not a.what.startswith(RAISES)
+    )
 
 
 def _hold_against(expected: Expectation | None, result: Result) -> None:
@@ -350,7 +350,7 @@ def _chosen(checks: str | Iterable[str]) -> list[Check]:
             raise ValueError(
                 f"check_function: checks must be 'default', 'all' or names of checks, got {name!r}{hint}"
             )
-    return [c for c in known.values() if c.name in names]
+    return [c for c in known.values() if c.name in names or c.name == "runs"]
 
 
 def _dtypes(dtypes: Sequence[torch.dtype]) -> tuple[torch.dtype, ...]:
@@ -366,7 +366,7 @@ def _dtypes(dtypes: Sequence[torch.dtype]) -> tuple[torch.dtype, ...]:
 def _expectations(expect: Mapping[str, Expectation] | None) -> dict[str, Expectation]:
     known = load_checks()
     for name, value in (expect or {}).items():
-        if name not in known and name != "runs":
+        if name not in known:
             raise ValueError(f"check_function: expect names {name!r}; known are {', '.join(known)}")
         pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], type)
         if value not in ("supported", "unsupported") and not pair:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bptools.check import _diagnose, _script
 from bptools.check._report import Failure
-from bptools.check._subject import Point
+from bptools.check._subject import Point, same_numbers  # noqa: F401 - the checks take it from here
 
 
 class Failed(Exception):
@@ -41,7 +41,7 @@ class Check:
         title: what is asked, in one line.
         finds: the numbers of the defects in the zoo that this check is there for.
         dtypes: "base": asked once, in the widest dtype that the function takes; "each": in every dtype of the
-            audit; "low": in every one but the widest.
+            audit that is no wider; "low": in the narrower ones; "any": in every dtype of the audit.
         default: whether it belongs to the default audit.
     """
 
@@ -140,7 +140,7 @@ def compare(
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), a.shape))
             ratio = float(excess.flatten()[flat])
             if worst is None or ratio > worst[0]:
-                worst = (ratio, k, index, float((a - b).abs().flatten()[flat]), float(allowed.flatten()[flat]))
+                worst = (ratio, k, index, float(_distance(a, b).flatten()[flat]), float(allowed.flatten()[flat]))
     if worst is None:
         return
     _, k, index, error, allowed_there = worst
@@ -175,6 +175,10 @@ def fail(
     """Raise Failed for a finding that is no difference of two tensors."""
     script = _script.write(point, what, how, uses, dys) if how else None
     raise Failed(Failure(what=what, sample=describe(point), script=script, **details))
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs() if a.is_floating_point() or a.is_complex() else (a.double() - b.double()).abs()
 
 
 def _excess(a: Tensor, b: Tensor, floor: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:

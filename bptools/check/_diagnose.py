@@ -49,6 +49,11 @@ def guess(
     ratio = _constant_ratio(a, b)
     if ratio is not None:
         return _about_ratio(ratio, point, which)
+    error = float((a - b).abs().max() / a.abs().max().clamp_min(1e-300))
+    if got.dtype is torch.float64 and 1e-9 < error < 1e-5:
+        return "an error of the size of float32's rounding: something inside is computed in float32"
+    if _near(a, b):
+        return None
     if a.dim() >= 2 and a.shape[-1] == a.shape[-2] and _near(a.mT, b):
         return "transposed: it equals the expected one with its last two dimensions swapped"
     if a.is_complex() and _near(a.conj(), b):
@@ -72,17 +77,16 @@ def guess(
     share = float(wrong.float().mean())
     if a.dim() == expected.dim() and a.numel() > 8 and 0 < share <= 0.1:
         return _about_places(a, b, wrong, point, which)
-    if a.numel() > 2 and _near(a.flatten().sort().values, b.flatten().sort().values):
+    if a.numel() > 2 and not a.is_complex() and _near(a.flatten().sort().values, b.flatten().sort().values):
         return "the right numbers in the wrong places"
     if a.numel() > 2:
         shift = b - a
         if _near(shift, shift.flatten()[0].expand_as(shift)):
             return f"off by a constant: {_short(shift.flatten()[0])} is added everywhere"
-    error = float((a - b).abs().max() / a.abs().max().clamp_min(1e-300))
-    if not a.is_complex() and _only_sign(a, b):
+    if _near(a.abs(), b.abs()):
+        if a.is_complex():
+            return "the magnitudes are right and the phases are not: a complex conjugate is missing on a factor"
         return "the sign is wrong for some elements, the magnitude right"
-    if got.dtype is torch.float64 and 1e-9 < error < 1e-5:
-        return "an error of the size of float32's rounding: something inside is computed in float32"
     return None
 
 
@@ -147,12 +151,8 @@ def _constant_ratio(a: Tensor, b: Tensor) -> float | None:
     middle = float(ratios.median())
     if abs(middle) < 1e-6 or abs(middle - 1) < 1e-9:
         return None
-    steady = bool(((ratios - middle).abs() <= 1e-6 * abs(middle)).all())
+    steady = bool(((ratios - middle).abs() <= min(1e-6 * abs(middle), 0.01 * abs(middle - 1))).all())
     return middle if steady and _near(a * middle, b) else None
-
-
-def _only_sign(a: Tensor, b: Tensor) -> bool:
-    return _near(a.abs(), b.abs())
 
 
 def _short(value: Tensor) -> str:

@@ -1,9 +1,9 @@
 """Numerical derivatives that can be trusted to about nine digits, and one-sided ones for kinks.
 
-A central difference at steps h, h/2 and h/4, extrapolated twice (Richardson), has an error of order h⁶; the
+A central difference at steps h, h/2 and h/4, extrapolated twice (Richardson), has an error of order h⁶. The
 difference of the last two extrapolations, with the rounding noise of the function, estimates what is left. Of a
-few h, each number takes the one with the least estimated error: large steps where the function is smooth, small ones
-beside a kink.
+few h, each number takes the one with the least estimated error: large steps where the function is smooth, small
+ones beside a kink.
 """
 
 from __future__ import annotations

@@ -112,8 +112,10 @@ class Point:
         self.leaf_names = self._leaf_names()
         self.names = [self.leaf_names[i] for i in self.places]
         self.inputs = [_tools.leaf(self.leaves[i]) for i in self.places]
-        self.in_place = False
+        self.in_place = False  # it writes over an input, as it may, and so takes no leaf
+        self.overwrites = False  # it writes over an input, as it may not
         self.differentiable: list[int] = []  # which outputs require a gradient; known after `plain`
+        self.broken: str | None = None  # why the plain run does not go through; "" if it does
         self._plain: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
 
     def __repr__(self) -> str:
@@ -168,7 +170,7 @@ class Point:
                 if isinstance(a, Tensor) and fresh:
                     leaves[i] = _tools.exact_copy(a)
             for i, x in zip(self.places, inputs, strict=True):
-                leaves[i] = x.clone() if self.in_place else x
+                leaves[i] = x.clone() if self.in_place or self.overwrites else x
             args, kwargs = tree_unflatten(leaves, self.spec)
             return function(*args, **kwargs)
 
@@ -187,20 +189,37 @@ class Point:
     def plain(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Outputs, random output gradients and gradients of a run without any twist."""
         if self._plain is None:
+            before = [_tools.exact_copy(x.detach()) for x in self.inputs]
             try:
-                outputs = _tools.run(self.call, self.inputs)
+                found = self._run()
             except RuntimeError as error:
                 if "in-place operation" not in str(error) or self.in_place:
                     raise
-                self.in_place = True  # it writes over its input: hand it copies that are not leaves
-                outputs = _tools.run(self.call, self.inputs)
-            dys = self.random_like([y for y in outputs if y.requires_grad])
-            if not dys:
-                raise ValueError("no output requires a gradient")
-            self.differentiable = [i for i, y in enumerate(outputs) if y.requires_grad]
-            found = _tools.pull(outputs, self.inputs, dys)
-            self._plain = [y.detach() for y in outputs], dys, [g.detach() for g in found]
-        return self._plain
+                self.in_place = True  # hand it copies that are not leaves
+                found = self._run()
+            if any(not same_numbers(x.detach(), old) for x, old in zip(self.inputs, before, strict=True)):
+                self.overwrites = True  # `mutation` asks about that; in all other checks it gets copies
+                self.inputs = [x.requires_grad_() for x in before]
+                found = self._run()
+            self._plain = found
+        outputs, dys, found = self._plain
+        return outputs, [_tools.exact_copy(dy) for dy in dys], found  # whoever gets them may write to them
+
+    def _run(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        outputs = _tools.run(self.call, self.inputs)
+        self.differentiable = [i for i, y in enumerate(outputs) if y.requires_grad]
+        if not self.differentiable:
+            raise ValueError("no output requires a gradient")
+        values = [y.detach().clone() for y in outputs]
+        dys = self.random_like([outputs[i] for i in self.differentiable])
+        found = _tools.pull(outputs, self.inputs, dys)
+        return values, dys, [g.detach().clone() for g in found]
+
+    @property
+    def finite(self) -> bool:
+        """Whether the differentiable outputs and all gradients are finite here."""
+        outputs, _, found = self.plain()
+        return all(bool(t.isfinite().all()) for t in (*found, *(outputs[i] for i in self.differentiable)))
 
     def values(self, inputs: Iterable[Tensor], call: Callable[..., Any] | None = None) -> list[Tensor]:
         """The outputs that can be differentiated, at other inputs and without a graph."""
@@ -233,7 +252,7 @@ class Point:
         args, kwargs = tree_unflatten(leaves, self.spec)
         label = f"{self.label}, {note}" if note else self.label
         point = Point(self.subject, args, kwargs, reference=self.reference, seed=self.seed, label=label)
-        point.in_place = self.in_place
+        point.in_place, point.overwrites = self.in_place, self.overwrites
         return point
 
     def to(self, dtype: torch.dtype) -> Point:
@@ -246,6 +265,11 @@ class Point:
             return a.detach().to(kind).requires_grad_(a.requires_grad)
 
         return self.with_leaves([cast(a) for a in self.leaves])
+
+
+def same_numbers(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN in the same places."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def points(

@@ -19,20 +19,26 @@ def tensors_in(result):
 
 def run(call, inputs, seed=0):
     """The outputs of a call, drawn from the same random state each time."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed queues work for a CUDA that may never be used
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
     return tensors_in(call(*inputs))
 
 
-def pull(outputs, inputs, dys, **options):
-    """The gradients of those inputs that require one; zeros where there is none."""
+def pull(outputs, inputs, dys, *, copies=True, **options):
+    """The gradients of those inputs that require one; zeros where there is none.
+
+    The output gradients are handed over as copies, in case the backward writes to them.
+    """
     outputs = [y for y in outputs if y.requires_grad]
     wanted = [x for x in inputs if x.requires_grad]
-    return list(torch.autograd.grad(outputs, wanted, list(dys), materialize_grads=True, **options))
+    dys = [exact_copy(dy) if copies and not dy.requires_grad else dy for dy in dys]
+    return list(torch.autograd.grad(outputs, wanted, dys, materialize_grads=True, **options))
 
 
-def grads(call, inputs, dys):
+def grads(call, inputs, dys, **options):
     """The gradients of a fresh call."""
-    return pull(run(call, inputs), inputs, dys)
+    return pull(run(call, inputs), inputs, dys, **options)
 
 
 def leaf(x, grad=True):
@@ -41,12 +47,13 @@ def leaf(x, grad=True):
 
 
 def exact_copy(t):
-    """A copy with the strides of the original, expanded dimensions included."""
-    if t.numel() == 0 or t.layout is not torch.strided:
+    """A copy with the strides and the offset of the original, expanded dimensions and gaps included."""
+    if t.numel() == 0 or t.layout is not torch.strided or (t.is_contiguous() and t.storage_offset() == 0):
         return t.clone()
     last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    span = torch.as_strided(t, (last + 1,), (1,), t.storage_offset()).clone()
-    return torch.as_strided(span, t.shape, t.stride())
+    before = t.storage_offset()
+    span = torch.as_strided(t, (before + last + 1,), (1,), 0).clone()
+    return torch.as_strided(span, t.shape, t.stride(), before)
 
 
 # Memory layouts, same numbers ---------------------------------------------------------------------------------

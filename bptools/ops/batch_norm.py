@@ -135,11 +135,16 @@ def _kernel_forward(x, weight, bias, running_mean, running_var, momentum, eps):
     return y, mean, rstd, new_mean, new_var
 
 
+def _dense(weight):
+    """The weight without gaps: for (N, C) inputs the CPU's backward kernel overlooks its stride (torch 2.15)."""
+    return None if weight is None else weight.contiguous()
+
+
 def _kernel_backward(dy, x, weight, mean, rstd, eps, needs):
     if x is None:
         return _only_bias(dy)
     mask = ["x" in needs, "weight" in needs, "bias" in needs]
-    return aten.native_batch_norm_backward(dy, x, weight, None, None, mean, rstd, True, eps, mask)
+    return aten.native_batch_norm_backward(dy, x, _dense(weight), None, None, mean, rstd, True, eps, mask)
 
 
 def _frozen_kernel_forward(x, weight, bias, mean, var, eps):
@@ -151,7 +156,7 @@ def _frozen_kernel_backward(dy, x, weight, mean, var, eps, needs):
         return _only_bias(dy)
     mask = ["x" in needs, "weight" in needs, "bias" in needs]
     x = dy if x is None else x  # dw alone reads it
-    return aten.native_batch_norm_backward(dy, x, weight, mean, var, None, None, False, eps, mask)
+    return aten.native_batch_norm_backward(dy, x, _dense(weight), mean, var, None, None, False, eps, mask)
 
 
 batch_norm = Op(

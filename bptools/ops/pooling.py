@@ -221,7 +221,7 @@ adaptive_avg_pool2d = Op(
         lambda dy, output_size, x_shape, needs: (
             aten._adaptive_avg_pool2d_backward(dy, _like_input(dy, x_shape)),
         ),
-        usable=lambda x, output_size: 0 not in (*output_size, *x.shape[2:]),  # ATen has no backward for these
+        usable=lambda x, output_size: 0 not in (*output_size, *x.shape[-3:]),  # ATen has no backward for these
     ),
     trace="kernel",
 )

@@ -11,10 +11,11 @@ PAGE = Path(__file__).parents[2] / "SUPPORT.md"
 
 HEAD = """# What every op supports
 
-Written by the tests, never by hand: `uv run pytest tests/ops --write-support`. A cell holds `yes` if every case of
-that op passed that test in the run that wrote this page, and `raises` if the op refuses with a clear error and the
-test demanded that error; `part` says that some cases do one and some the other, and the notes say which. The suite
-fails if a cell is false or this page is out of date.
+Written by the tests, never by hand: `uv run pytest tests/ops --write-support`, which puts every case of every op to
+`bptools.check`. A cell holds `yes` if every case of that op passed the checks of that column in the run that wrote
+this page, and `raises` if the op refuses with a clear error and the test demanded that error; `part` says that some
+cases do one and some the other, and the notes say which. The suite fails if a cell is false or this page is out of
+date.
 
 """
 
@@ -44,7 +45,7 @@ class SupportMatrix:
         for op in ops:
             found = [self.cells.get((op, k), set()) for k in CAPABILITIES]
             lines.append(f"| {op} | " + " | ".join(_cell(verdicts) for verdicts in found) + " |")
-        legend = [f"- **{name}**: {meaning}" for name, meaning in CAPABILITIES.items()]
+        legend = [f"- **{name}**: {meaning}" for name, (meaning, _, _) in CAPABILITIES.items()]
         notes = ["", "Refused, with the error:", "", *sorted(self.notes)] if self.notes else []
         return HEAD + "\n".join([*lines, "", *legend, *notes]) + "\n"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bptools.check import _tools
-from bptools.check._check import Skipped, check, compare, fail
+from bptools.check._check import Skipped, check, compare, fail, same_numbers
 from bptools.check._subject import Point
 
 MASKS = 32
@@ -242,7 +242,7 @@ def _guarded(point: Point, pull, how: str, dys, output: int, uses=()) -> list[Te
 def mutation(point: Point) -> None:
     """No argument and no output gradient is written to, and no `.grad` is set behind autograd's back."""
     own = point.with_leaves([_copy(a) for a in point.leaves])
-    own.in_place = point.in_place
+    own.overwrites = False
     _, dys, _ = point.plain()
     dys = [dy.clone() for dy in dys]
     others = own.others
@@ -257,7 +257,7 @@ def mutation(point: Point) -> None:
     before = [(t.detach().clone(), t._version) for _, _, t in watched]
     outputs = _tools.run(own.bind(own.subject.call, fresh=False), own.inputs)
     stages = [("the forward", [(_differs(t, *b)) for (_, _, t), b in zip(watched, before, strict=True)])]
-    _tools.pull(outputs, own.inputs, dys)
+    _tools.pull(outputs, own.inputs, dys, copies=False)
     stages.append(("the backward", [(_differs(t, *b)) for (_, _, t), b in zip(watched, before, strict=True)]))
     for stage, changed in stages:
         for (name, kind, t), (old, _), difference in zip(watched, before, changed, strict=True):
@@ -276,7 +276,7 @@ def mutation(point: Point) -> None:
                     how="""
                     tensors = [*inputs, *others, *dys]
                     expected = [(t.detach().clone(), t._version) for t in tensors]
-                    grads(call, inputs, dys)
+                    grads(direct, inputs, dys, copies=False)
                     got = [(t.detach(), t._version) for t in tensors]
                     """,
                     dys=dys,
@@ -306,13 +306,9 @@ def _copy(a: object) -> object:
 
 
 def _differs(t: Tensor, old: Tensor, version: int) -> str:
-    if not _equal(t.detach(), old):
+    if not same_numbers(t.detach(), old):
         return "values"
     return "version" if t._version != version else ""
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _summary(t: Tensor) -> str:

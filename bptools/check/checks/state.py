@@ -11,7 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from bptools.check import _tools
-from bptools.check._check import Refused, Skipped, check, compare, fail
+from bptools.check._check import Refused, Skipped, check, compare, fail, same_numbers
 from bptools.check._subject import Point
 
 
@@ -37,7 +37,6 @@ def saved_tensors(point: Point) -> None:
 @check([21])
 def leaks(point: Point) -> None:
     """The outputs are freed with their last user: there is no reference cycle."""
-    gc.collect()
     gc.disable()
     try:
         outputs = _tools.run(point.call, [_tools.leaf(x) for x in point.inputs])
@@ -104,8 +103,8 @@ def modified_later(point: Point) -> None:
                 what=f"{name} is written to between forward and backward, and the gradient is silently wrong",
                 how=f"""
                 expected = grads(call, inputs, dys)
-                outputs = run(call, inputs)
-                overwrite({variable})
+                outputs = run(direct, inputs)
+                _overwrite({variable})
                 try:
                     got = pull(outputs, inputs, dys)
                 except RuntimeError as error:
@@ -178,7 +177,7 @@ def determinism(point: Point) -> None:
     third = _tools.grads(point.call, point.inputs, dys)
     labels = [f"output {i}" for i in range(len(outputs))] + [f"gradient of {n}" for n in point.names]
     for name, a, b in zip(labels, [*outputs, *got], [*again, *third], strict=True):
-        if not _same_bits(a, b):
+        if not same_numbers(a, b):
             error = float((a.double() - b.double()).abs().nan_to_num().max()) if not a.is_complex() else None
             fail(
                 point,
@@ -196,10 +195,6 @@ def determinism(point: Point) -> None:
                 """,
                 dys=dys,
             )
-
-
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 @check([27])
@@ -350,5 +345,12 @@ def module_copies(point: Point) -> None:
             [*(y.detach() for y in again), *_tools.pull(again, point.inputs, dys)],
             what=f"{words} of the module computes something else",
             labels=labels,
-            how="",
+            how=f"""
+            import copy, pickle
+            twin = {"copy.deepcopy(module)" if words == "a deep copy" else "pickle.loads(pickle.dumps(module))"}
+            expected = [y.detach() for y in run(call, inputs)] + grads(call, inputs, dys)
+            other = bind(stateful(twin))
+            got = [y.detach() for y in run(other, inputs)] + grads(other, inputs, dys)
+            """,
+            dys=dys,
         )

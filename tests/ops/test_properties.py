@@ -1,0 +1,276 @@
+"""Every op against torch's, at drawn shapes, layouts, masks and magnitudes: one table, one property."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import table
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import bptools
+import bptools.functional as B
+from bptools.check._tools import exact_copy
+from bptools.check.strategies import Call, calls, indices, same_gradients, shapes, tensors
+
+TIERS = ("formula", "auto")
+COMMON = settings(
+    deadline=None,
+    database=None,
+    phases=(Phase.generate, Phase.shrink),  # to explain a failure traces every line
+    suppress_health_check=[HealthCheck.too_slow],  # the first call of an op loads it
+)
+QUICK = settings(COMMON, derandomize=True, max_examples=20)
+THOROUGH = settings(COMMON, max_examples=300, print_blob=True)
+
+SIDE = st.integers(1, 4)
+KINKS = st.sampled_from(["normal", "whole", "zeros"])  # 0 where a derivative jumps, and ties
+REDUCTION = st.sampled_from(["mean", "sum", "none"])
+
+
+# Strategies ---------------------------------------------------------------------------------------------------
+
+
+def elementwise(**constants: Any) -> st.SearchStrategy[Call]:
+    return calls(tensors(shapes(0, 4, min_side=0, max_side=4), numbers=KINKS), **constants)
+
+
+def optional(strategy: st.SearchStrategy) -> st.SearchStrategy:
+    return st.none() | strategy
+
+
+def choice(*values: Any) -> st.SearchStrategy:
+    return st.sampled_from(values)
+
+
+@st.composite
+def linear(draw):
+    rows, i, o = draw(shapes(0, 2, min_side=0, max_side=3)), draw(st.integers(0, 4)), draw(SIDE)
+    return draw(calls(tensors((*rows, i)), tensors((o, i)), optional(tensors((o,)))))
+
+
+@st.composite
+def convolution(draw, dims):
+    groups, i, o = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    k, s, p, d = (
+        tuple(draw(st.integers(low, high)) for _ in range(dims)) for low, high in ((1, 3), (1, 2), (0, 2), (1, 2))
+    )
+    size = [
+        draw(st.integers(m := max(1, d * (k - 1) + 1 - 2 * p), m + 2)) for k, p, d in zip(k, p, d, strict=True)
+    ]
+    n = draw(choice((2,), (1,), (0,), ()))
+    x, w = tensors((*n, groups * i, *size)), tensors((groups * o, i, *k))
+    return draw(calls(x, w, optional(tensors((groups * o,))), s, p, d, groups))
+
+
+@st.composite
+def pool(draw, **constants):
+    """An image, and windows that fit into it."""
+    k = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    d = draw(st.tuples(st.integers(1, 2), st.integers(1, 2))) if "dilation" in constants else (1, 1)
+    p = tuple(draw(st.integers(0, k // 2)) for k in k)
+    size = [draw(st.integers(m := d * (k - 1) + 1, m + 2)) for k, d in zip(k, d, strict=True)]
+    x = tensors((*draw(choice((2,), (0,), ())), draw(SIDE), *size), numbers=KINKS)
+    constants |= {"dilation": d} if "dilation" in constants else {}
+    stride = optional(st.integers(1, 3))
+    return draw(calls(x, k, stride, p, ceil_mode=st.booleans(), **constants))
+
+
+@st.composite
+def adaptive_pool(draw):
+    x = tensors((*draw(choice((2,), (0,), ())), *draw(shapes(3, 3))))
+    return draw(calls(x, (optional(SIDE), optional(SIDE))))
+
+
+@st.composite
+def softmax(draw):
+    shape = draw(shapes(1, 4, min_side=0, max_side=4))
+    return draw(calls(tensors(shape, numbers=KINKS), st.integers(-len(shape), len(shape) - 1)))
+
+
+@st.composite
+def norm(draw, parameters, eps):
+    shape = draw(shapes(1, 2, max_side=4))
+    x = tensors((*draw(shapes(0, 2, min_side=0, max_side=3)), *shape), numbers=KINKS)
+    return draw(calls(x, shape, *[optional(tensors(shape)) for _ in range(parameters)], eps=eps))
+
+
+def bias_alone(call: Call) -> bool:
+    """Whether layer norm has a bias and no weight, see test_layer_norm_with_a_bias_alone."""
+    return call.args[2] is None and call.args[3] is not None
+
+
+@st.composite
+def batch_norm(draw):
+    training = draw(st.booleans())
+    n, c, size = draw(st.integers(2, 4)), draw(SIDE), draw(shapes(0, 2, max_side=3))
+    # What is written to is not expanded; and in evaluation see test_batch_norm_with_strided_statistics.
+    layout = choice("contiguous", "offset", "padded") if training else choice("contiguous", "offset")
+    buffers = [tensors((c,), layout=layout, numbers=kind, requires_grad=False) for kind in ("normal", "positive")]
+    parameters = optional(tensors((c,))), optional(tensors((c,)))
+    return draw(calls(tensors((n, c, *size), numbers=KINKS), *buffers, *parameters, training))
+
+
+def with_buffers(functions: Any) -> Callable[..., tuple[Tensor, ...]]:
+    """Batch norm that writes to copies of its running statistics, and returns them."""
+
+    def batch_norm(x, mean, var, weight, bias, training):
+        mean, var = exact_copy(mean), exact_copy(var)
+        return functions.batch_norm(x, mean, var, weight, bias, training), mean, var
+
+    return batch_norm
+
+
+@st.composite
+def embedding(draw):
+    rows = draw(SIDE)
+    places = indices(rows, shapes(0, 3, min_side=0), dtype=choice(torch.int64, torch.int32))
+    return draw(calls(places, tensors((rows, draw(SIDE))), optional(st.integers(-rows, rows - 1))))
+
+
+@st.composite
+def cross_entropy(draw):
+    c, rest = draw(SIDE), draw(shapes(0, 2, max_side=3))
+    n = draw(st.integers(0, 4)) if rest else draw(choice(None, 0, 3))
+    rows = () if n is None else (n, *rest)
+    shape = (c,) if n is None else (n, c, *rest)
+    constants = {"reduction": REDUCTION, "label_smoothing": choice(0.0, 0.3, 1.0)}
+    x = tensors(shape, numbers=KINKS)
+    if draw(st.booleans()):
+        weight = optional(tensors((c,), numbers="positive", requires_grad=False))
+        return draw(calls(x, indices(c, rows), weight, ignore_index=choice(-100, 0), **constants))
+    target = tensors(shape, numbers="positive")
+    return draw(calls(x, target, optional(tensors((c,), numbers="positive")), **constants))
+
+
+@st.composite
+def mse_loss(draw):
+    shape = draw(shapes(0, 3, min_side=0))
+    weight = optional(tensors(shape, numbers="positive"))
+    return draw(calls(tensors(shape), tensors(shape), reduction=REDUCTION, weight=weight))
+
+
+@st.composite
+def dropout(draw):
+    p = draw(choice(0.0, 0.3, 1.0))
+    layout = "contiguous" if p == 0.3 else None  # as torch's, the numbers are drawn in the order of memory
+    return draw(calls(tensors(shapes(0, 4, min_side=0, max_side=4), layout=layout), p, training=st.booleans()))
+
+
+@st.composite
+def attention(draw):
+    kv_heads, group = (draw(st.integers(1, 2)), draw(st.integers(1, 2))) if draw(st.booleans()) else (2, 1)
+    n, l, s = draw(choice((), (2,), (0,))), draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    e, f = draw(SIDE), draw(SIDE)
+    q, k = tensors((*n, kv_heads * group, l, e)), tensors((*n, kv_heads, s, e))
+    constants = {"scale": choice(None, 0.7), "enable_gqa": group > 1}
+    where = draw(choice((l, s), (1, s), (kv_heads * group, l, 1)))
+    biased = ("bias",) if all((*n, l, s)) else ()  # torch's result of nothing has no history
+    mask = draw(choice(None, "causal", "boolean", *biased))
+    if mask == "causal":
+        constants["is_causal"] = True
+    elif mask is not None:
+        constants["attn_mask"] = indices(2, where, torch.bool) if mask == "boolean" else tensors(where)
+    return draw(calls(q, k, tensors((*n, kv_heads, s, f)), **constants))
+
+
+# The table ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Property:
+    """An op's name, the strategy of its calls, and what is compared if not the functions of that name."""
+
+    op: str
+    calls: st.SearchStrategy[Call]
+    ours: Callable[..., Any] | None = None
+    theirs: Callable[..., Any] | None = None
+
+    def __str__(self) -> str:
+        return self.op
+
+    def hold(self, tier: str, how: settings) -> None:
+        ours, theirs = self.ours or getattr(B, self.op), self.theirs or getattr(F, self.op)
+
+        @how
+        @given(self.calls)
+        def same(call):
+            with bptools.backend(tier):
+                same_gradients(ours, theirs, call)
+
+        same()
+
+
+PROPERTIES = (
+    Property("linear", linear()),
+    *[Property(f"conv{dims}d", convolution(dims)) for dims in (1, 2, 3)],
+    Property("max_pool2d", pool(dilation=True, return_indices=st.booleans())),
+    Property("avg_pool2d", pool(count_include_pad=st.booleans(), divisor_override=choice(None, 3))),
+    Property("adaptive_avg_pool2d", adaptive_pool()),
+    Property("relu", elementwise()),
+    Property("leaky_relu", elementwise(negative_slope=choice(0.01, 0.3, -0.3))),
+    Property("gelu", elementwise(approximate=choice("none", "tanh"))),
+    Property("silu", elementwise()),
+    Property("sigmoid", elementwise(), theirs=torch.sigmoid),
+    Property("tanh", elementwise(), theirs=torch.tanh),
+    Property("softmax", softmax()),
+    Property("log_softmax", softmax()),
+    Property("layer_norm", norm(2, choice(1e-5, 1e-3)).filter(lambda call: not bias_alone(call))),
+    Property("rms_norm", norm(1, choice(None, 1e-3))),
+    Property("batch_norm", batch_norm(), with_buffers(B), with_buffers(F)),
+    Property("embedding", embedding()),
+    Property("cross_entropy", cross_entropy()),
+    Property("mse_loss", mse_loss()),
+    Property("dropout", dropout()),
+    Property("scaled_dot_product_attention", attention(), theirs=table.attention),
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("property", PROPERTIES, ids=str)
+def test_property(property, tier):
+    property.hold(tier, QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("property", PROPERTIES, ids=str)
+def test_property_at_length(property, tier):
+    property.hold(tier, THOROUGH)
+
+
+@pytest.mark.xfail(
+    raises=RuntimeError,
+    reason="aten.native_layer_norm_backward needs a bias for the bias's gradient, gets weight's None",
+)
+def test_layer_norm_with_a_bias_alone():
+    x, bias = (torch.ones(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (3,)))
+    same_gradients(B.layer_norm, F.layer_norm, Call((x, (3,), None, bias)))
+
+
+@pytest.mark.xfail(
+    raises=AssertionError,
+    reason="aten.native_batch_norm_backward overlooks the strides of running_mean and running_var",
+)
+def test_batch_norm_with_strided_statistics():
+    x = torch.arange(6, dtype=torch.float64).view(2, 3).requires_grad_()
+    mean, var = torch.tensor([[0.0, 1, 2], [1, 4, 9]], dtype=torch.float64).T.contiguous().T
+    same_gradients(B.batch_norm, F.batch_norm, Call((x, mean, var)))
+
+
+def test_every_op_has_a_property():
+    assert {p.op for p in PROPERTIES} == {case.op for case in table.CASES}
