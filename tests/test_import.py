@@ -8,7 +8,7 @@ import bptools
 SCRIPT = """
 import time, torch
 started = time.perf_counter()
-import bptools
+import bptools.functional, bptools.nn
 print(time.perf_counter() - started)
 """
 

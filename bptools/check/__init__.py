@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bptools.check._auditor import DTYPES, Audit, check_function
     from bptools.check._report import Failure, Report, Result
 
-__all__ = ["DTYPES", "Audit", "Failure", "Report", "Result", "check_function", "zoo"]
+__all__ = ["DTYPES", "Audit", "Failure", "Report", "Result", "check_function", "strategies", "zoo"]
 
 _HOMES = {
     "DTYPES": "_auditor",
@@ -30,6 +30,6 @@ def __getattr__(name: str) -> object:
     """Import on first use: pytest loads this package's plugin in every run, and that must not import torch."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"bptools.check.{_HOMES[name]}"), name)
-    if name == "zoo":
-        return importlib.import_module("bptools.check.zoo")
+    if name in ("strategies", "zoo"):
+        return importlib.import_module(f"bptools.check.{name}")
     raise AttributeError(f"module 'bptools.check' has no attribute {name!r}")

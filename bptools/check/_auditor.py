@@ -20,7 +20,7 @@ from bptools.check.checks.layout import shrunk
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 RAISES = "it raises: "
-SHRINKING = 3.0  # seconds for the search of a smaller failing sample
+TRIES, SECONDS = 40, 20.0  # for the search of a smaller failing sample
 
 Expectation = str | tuple[type[BaseException], str]
 
@@ -235,15 +235,16 @@ def _ask(check: Check, point: Point, result: Result, *, shrink: bool = True) -> 
 
 def _shrink(check: Check, point: Point, result: Result, cost: float) -> None:
     """Cut dimensions while the check still fails with the same finding; the report gets the smallest sample."""
-    deadline = time.perf_counter() + SHRINKING
+    deadline, tries = time.perf_counter() + SECONDS, 0
     current, changed = point, True
     while changed:
         changed = False
         sizes = sorted({s for x in current.inputs for s in x.shape if s > 1}, reverse=True)
         for size in sizes:
             for to in dict.fromkeys((1, 2, size // 2)):
-                if not 0 < to < size or time.perf_counter() + cost > deadline:
+                if not 0 < to < size or tries >= TRIES or time.perf_counter() + cost > deadline:
                     continue
+                tries += 1
                 for constants in (True, False):
                     smaller = shrunk(current, size, to, constants=constants)
                     if smaller is None or not smaller.inputs:

@@ -117,7 +117,7 @@ def write(
         point: the sample.
         what: the finding, for the head.
         how: code that computes `expected` and `got`. It may use `call`, `inputs`, `others` and `dys`; `direct`,
-            which is `call` handed `others` themselves instead of copies; `reference`; for a module `module`,
+            which is `call` handed the tensors themselves instead of copies; `reference`; for a module `module`,
             and `bind(stateful(twin))`, a call of its twin; and `uses`.
         uses: functions to carry along.
         dys: the output gradients.
@@ -136,8 +136,7 @@ def _write(point: Point, what: str, how: str, uses: Sequence[Callable[..., Any]]
 
     helpers = dict.fromkeys((_tools.tensors_in, _tools.exact_copy, _tools.run, _tools.pull, _tools.grads, *uses))
     held = [i for i, a in enumerate(point.leaves) if isinstance(a, Tensor) and i not in point.places]
-    if held:
-        helpers[_tools.exact_copy] = None
+    copies = bool(held) or point.overwrites  # and then `direct` is another than `call`
     scope = _Scope(OWN | {helper.__name__ for helper in helpers})
     function, lines = _callable(scope, point.subject.target), []
     if point.subject.kind == "module":
@@ -145,7 +144,7 @@ def _write(point: Point, what: str, how: str, uses: Sequence[Callable[..., Any]]
         function = "stateful(module)"
     lines.append(f"call = bind({function})")
     if "direct" in how:
-        lines.append(f"direct = bind({function}, fresh=False)" if held else "direct = call")
+        lines.append(f"direct = bind({function}, fresh=False)" if copies else "direct = call")
     if "reference" in how:
         lines.append(f"reference = bind({_callable(scope, point.reference)})")
 
@@ -159,8 +158,10 @@ def _write(point: Point, what: str, how: str, uses: Sequence[Callable[..., Any]]
     body = ""
     if held:
         body += f"        {''.join(f't{i}, ' for i in held)[:-1]} = map(exact_copy, others) if fresh else others\n"
-    if point.in_place or point.overwrites:
+    if point.in_place:
         body += "        inputs = [x.clone() for x in inputs]  # it writes over its input\n"
+    elif point.overwrites:
+        body += "        inputs = [x.clone() for x in inputs] if fresh else inputs  # it writes over its input\n"
     inputs = [(f"{_tensor(x)}.requires_grad_()", n) for x, n in zip(point.inputs, point.names, strict=True)]
     others = [(_tensor(point.leaves[i]), point.leaf_names[i]) for i in held]
     head = HEAD.format(
@@ -177,7 +178,7 @@ def _write(point: Point, what: str, how: str, uses: Sequence[Callable[..., Any]]
         "\n\n" + "\n".join(scope.setup) + "\n" if scope.setup else "\n\n",
         _list("inputs", inputs),
         _list("others", others),
-        BIND.format(option=", fresh=True" if held else "", body=body, args=args, kwargs=kwargs),
+        BIND.format(option=", fresh=True" if copies else "", body=body, args=args, kwargs=kwargs),
         "\n".join(lines),
         "\ndys = [" + ", ".join(_tensor(dy) for dy in dys) + "]\n",
         how,

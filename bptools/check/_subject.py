@@ -193,7 +193,7 @@ class Point:
             try:
                 found = self._run()
             except RuntimeError as error:
-                if "in-place operation" not in str(error) or self.in_place:
+                if "leaf Variable" not in str(error) or self.in_place:
                     raise
                 self.in_place = True  # hand it copies that are not leaves
                 found = self._run()

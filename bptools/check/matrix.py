@@ -6,13 +6,15 @@ torch's checkers get the same samples in float64, and all that they can be asked
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -194,7 +196,8 @@ false alarm.
 
 
 def zoo(
-    numbers: tuple[int, ...] = (),
+    numbers: Annotated[tuple[int, ...], tyro.conf.Positional] = (),
+    /,
     *,
     write: Path | None = None,
 ) -> None:
@@ -209,9 +212,9 @@ def zoo(
 
     known = {d.number for d in ZOO}
     if unknown := sorted(set(numbers) - known):
-        raise SystemExit(
-            f"bptools zoo: numbers must be among 1 to {max(known)}, got {', '.join(map(str, unknown))}"
-        )
+        said = f"numbers must be among 1 to {max(known)}, got {', '.join(map(str, unknown))}"
+        print(f"bptools zoo: {said}", file=sys.stderr)
+        raise SystemExit(2)
     console = Console()
     with console.status("") as status:
         rows = matrix(numbers, status.update)

@@ -286,8 +286,8 @@ def same_gradients(fn: Any, reference: Callable[..., Any], call: Call) -> None:
     Outputs and gradients, for random output gradients, are those of the reference; arguments and output gradients
     are as before. Equal means: but for rounding, 7e-8 of a number and 4e-10 of the largest in float64, or what the
     reference itself gives or takes where its inputs are off by their last digit, or, where a sum cancels, 2e-12 of
-    the largest output gradient, times the largest input if that is more than 1. At a kink any number between the
-    derivatives from the left and from the right is right. Where the reference's gradient is not finite, any is.
+    the largest output gradient, times the largest argument if that is more than 1. At a kink any number from the
+    left derivative to the right one is right. Where the reference's gradient is not finite, any is.
 
     Args:
         fn: an autograd.Function, its `apply`, or a function.
@@ -386,8 +386,11 @@ def _only_rounding(point: _Laid) -> bool:
         return False
     true = numerics._both(truth, truth.call, dys)
     excused = numerics._excused(truth, dys, true, point.dtype)
-    level = max((numerics._largest(x.detach()) for x in point.inputs), default=0.0)
-    cancelled = ROUNDING * torch.finfo(point.dtype).eps * max(level, 1.0) * max(map(numerics._largest, dys))
+    numbers = [
+        a.detach() for a in point.leaves if isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex())
+    ]
+    level = max(1.0, *map(numerics._largest, numbers))
+    cancelled = ROUNDING * torch.finfo(point.dtype).eps * level * max(map(numerics._largest, dys))
     found = [outputs[i] for i in point.differentiable] + got
     return all(
         math.isfinite(allowed) and numerics._largest(a - t) <= allowed + cancelled

@@ -135,9 +135,9 @@ def _kernel_forward(x, weight, bias, running_mean, running_var, momentum, eps):
     return y, mean, rstd, new_mean, new_var
 
 
-def _dense(weight):
-    """The weight without gaps: for (N, C) inputs the CPU's backward kernel overlooks its stride (torch 2.15)."""
-    return None if weight is None else weight.contiguous()
+def _dense(t):
+    """Without gaps: for (N, C) inputs the CPU's backward kernel overlooks the strides of these (torch 2.15)."""
+    return None if t is None else t.contiguous()
 
 
 def _kernel_backward(dy, x, weight, mean, rstd, eps, needs):
@@ -156,7 +156,8 @@ def _frozen_kernel_backward(dy, x, weight, mean, var, eps, needs):
         return _only_bias(dy)
     mask = ["x" in needs, "weight" in needs, "bias" in needs]
     x = dy if x is None else x  # dw alone reads it
-    return aten.native_batch_norm_backward(dy, x, _dense(weight), mean, var, None, None, False, eps, mask)
+    parameters = _dense(weight), _dense(mean), _dense(var)
+    return aten.native_batch_norm_backward(dy, x, *parameters, None, None, False, eps, mask)
 
 
 batch_norm = Op(

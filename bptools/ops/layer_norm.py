@@ -80,10 +80,11 @@ def _kernel_backward(dy, x, weight, mean, rstd, dims, eps, needs):
     if x is None:  # the bias alone learns, and the kernel would want an x
         return layer_norm_backward(dy, x, weight, mean, rstd, dims, eps, needs)
     shape = x.shape[x.dim() - dims :]
-    if weight is None and "weight" in needs:  # its value is not read, but the kernel wants one
-        weight = mean.new_empty(shape)
+    unread = mean.new_empty(shape)  # of a parameter that learns the kernel wants to see one, whatever its values
     mask = ["x" in needs, "weight" in needs, "bias" in needs]
-    return aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, weight, mask)
+    if weight is None and "weight" in needs:
+        weight = unread
+    return aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, unread, mask)
 
 
 layer_norm = Op(

@@ -12,10 +12,10 @@ started anew without that check.
 What is asked of whom:
 
 * Functions in plain torch: the auditor's default checks, in float64, float32, bfloat16 and float16.
-* Triton kernels in the interpreter: float32, because the kernels compute in it whatever they are given; and float64
-  for `double_backward` and `raw_gradients`, which need no more digits. `compiled`, `vmap`, `batched_gradients` and
-  `jvp` are left out, because under a transform the interpreter has no numbers to work on, and so are `autocast`,
-  `dtypes` and `overflow`, because its bfloat16 is garbage.
+* Triton kernels in the interpreter: float32, because the kernels compute in it whatever they are given; and
+  float64 for `double_backward` and `raw_gradients`, which need no more digits. `compiled`, `vmap`,
+  `batched_gradients` and `jvp` are left out, because under a transform the interpreter has no numbers to work on,
+  and so are `autocast`, `dtypes` and `overflow`, because its bfloat16 is garbage.
 * Where TorchDynamo is off (forwards that are under torch.compile themselves) `compiled` is left out.
 """
 
@@ -201,7 +201,7 @@ def _lines(journal: Path) -> list[dict]:
 
 
 def groups(chosen: list[tuple[int, object]]) -> list[list[int]]:
-    """Targets that share a process: those of one package and environment, because imports can take half a minute."""
+    """Targets that share a process: of one package and environment, because an import can take half a minute."""
     found: dict[tuple, list[int]] = {}
     for index, target in chosen:
         key = (target.package, *sorted(target.env.items()), index if target.package in ALONE else "")
@@ -325,7 +325,8 @@ def summary(found: dict) -> str:
         if names:
             by_class.append(f"({letter}) {' '.join(dict.fromkeys(names))}")
     cut = "; OUT OF TIME" if any(c["how"] == OUT_OF_TIME for c in found["crashes"]) else ""
-    return f"{head}{said or 'nothing asked'}; {'; '.join(by_class) or 'clean'}{cut}; {sum(r['seconds'] for r in found['results']):.1f} s"
+    seconds = sum(r["seconds"] for r in found["results"])
+    return f"{head}{said or 'nothing asked'}; {'; '.join(by_class) or 'clean'}{cut}; {seconds:.1f} s"
 
 
 def save_scripts(found: dict, folder: Path) -> None:

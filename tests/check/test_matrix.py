@@ -36,7 +36,7 @@ def test_the_checks_that_are_there_for_a_defect_find_it_and_spare_its_twin(defec
     )
     assert broken.failures, broken
     assert not correct.failures, correct
-    assert correct.ok, correct
+    assert correct.verdict("runs") == "pass"  # of 17, the twin has nothing else that could be asked
 
 
 def test_what_only_a_gpu_can_show_is_skipped_on_a_cpu():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-import pickle
 
 import pytest
 import torch
 
 import bptools
+from bptools.check import check_function
 
 # Class name, constructor arguments, and the shape of the input, or a function that makes the inputs.
 MODULES = [
@@ -110,10 +110,14 @@ def test_is_torchs_module_in_everything_else(pair):
     )
 
 
-def test_copies_and_pickles(pair):
-    ours, _, shapes = pair
-    expected = step(copy.deepcopy(ours), shapes)
-    torch.testing.assert_close(step(pickle.loads(pickle.dumps(ours)), shapes), expected)
+AUDITED = ["values", "gradients", "masks", "mutation", "interleaved", "checkpoint", "module_copies", "dtypes"]
+
+
+def test_audit(pair):
+    """Parameters, copies and pickles, as bptools.check sees a module."""
+    ours, theirs, shapes = pair
+    ours.load_state_dict(theirs.state_dict())
+    check_function(ours, inputs_of(shapes), reference=theirs, checks=AUDITED).raise_if_failed()
 
 
 def test_initialisation_is_torchs(pair):

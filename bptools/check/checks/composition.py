@@ -305,7 +305,7 @@ def func(point: Point) -> None:
     """
     try:
         _, pull_back = torch.func.vjp(chosen, *inputs)
-        found = pull_back(tuple(dys))
+        found = pull_back(tuple(point.plain()[1]))
     except Exception as error:
         old_form = _speaks_of(error, "setup_context")
         fail(
@@ -518,19 +518,19 @@ def autocast(point: Point) -> None:
                 how=how,
                 dys=point.plain()[1],
             )
-        wide_dys = [dy.double() for dy in dys]
+        wide_dys = [dy.to(torch.complex128 if dy.is_complex() else torch.float64) for dy in dys]
         true = _both(wide, wide.truth, wide_dys)
         found = [y.detach() for y in outputs] + got
         if point.reference is not None:
             theirs, _, their_gradients = cast(inside, point.truth)
             peer = [*(y.detach() for y in theirs), *their_gradients]
-            excused = [2 * _largest(a.double() - t) for a, t in zip(peer, true, strict=True)]
+            excused = [2 * _largest(a.to(t.dtype) - t) for a, t in zip(peer, true, strict=True)]
         else:
             excused = [0.0] * len(true)
         rough = _excused(wide, wide_dys, true, lower)
         labels = [f"output {i}" for i in point.differentiable] + [f"gradient of {n}" for n in point.names]
         for name, a, t, excuse, rounding in zip(labels, found, true, excused, rough, strict=True):
-            error = _largest(a.double() - t)
+            error = _largest(a.to(t.dtype) - t)
             allowed = max(excuse, rounding)
             if not error <= allowed:
                 fail(
@@ -687,7 +687,7 @@ def distributed(point: Point) -> None:
             warnings.simplefilter("error", UserWarning)
             for view in (False, True):
                 model = nn.parallel.DistributedDataParallel(Holder(), gradient_as_bucket_view=view)
-                torch.autograd.backward(model(), dys)
+                torch.autograd.backward(model(), point.plain()[1])
                 found = [p.grad for p in model.module.held]
                 missing = [n for n, g in zip(point.names, found, strict=True) if g is None]
                 if missing:

@@ -119,7 +119,10 @@ def input_layouts(point: Point) -> None:
             guess = f"only when {which} {words}: it is read as if it were contiguous"
             full = [_tools.contiguous(x).requires_grad_() for x in laid]
             laid = [x.requires_grad_() for x in laid]
-            plain = _tools.run(point.call, full)
+            try:
+                plain = _tools.run(point.call, full)
+            except Exception:
+                continue  # one row everywhere may be outside its domain, as a singular matrix is
             truth = [y.detach() for y in plain] + _tools.pull(plain, full, dys)
             try:
                 outputs = _tools.run(point.call, laid)

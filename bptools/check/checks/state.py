@@ -256,14 +256,14 @@ def checkpoint(point: Point) -> None:
         torch.manual_seed(0)
         outputs = tensors_in(checkpoint(call, *inputs, use_reentrant={reentrant}))
         outputs = [outputs[i] for i in {point.differentiable}]
-        torch.autograd.backward(outputs, dys)
+        torch.autograd.backward(outputs, [exact_copy(dy) for dy in dys])
         got = [torch.zeros_like(x) if x.grad is None else x.grad for x in inputs]
         """
         inputs = point.inputs
         for x in inputs:
             x.grad = None
         try:
-            torch.autograd.backward([outputs[i] for i in point.differentiable], dys)
+            torch.autograd.backward([outputs[i] for i in point.differentiable], point.plain()[1])
         except Exception as error:
             fail(
                 point,
