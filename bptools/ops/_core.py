@@ -360,8 +360,8 @@ class Op:
 
     def recompute_residuals(self, named: dict[str, Any]) -> dict[str, Any]:
         """The kept residuals again, this time as differentiable functions of the kept inputs."""
-        if self.residuals is None:
-            return {}
+        if self.residuals is None or all(named.get(name) is None for name in self.outputs[1:]):
+            return {}  # of what no wanted gradient reads, nothing was kept
         residuals = self.residuals(**{name: _upcast(named[name]) for name in self.residual_arguments})
         residuals = residuals if isinstance(residuals, tuple) else (residuals,)
         again = zip(self.outputs[1:], residuals, strict=False)
