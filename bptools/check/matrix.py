@@ -26,8 +26,8 @@ from bptools.check.zoo import ZOO, Defect
 
 CAUGHT, MISSED, REFUSED, ALARM = "caught", "-", "refused", "FALSE ALARM"
 LEGEND = (
-    "`gradcheck`, `gradgradcheck`: torch's, with their defaults. `forward-AD`: gradcheck with `check_forward_ad`, "
-    "`check_batched_grad` and `check_batched_forward_grad`, gradgradcheck with `check_fwd_over_rev`. `opcheck`: "
+    "`gradcheck`, `gradgradcheck`: torch's, with their defaults. `forward-AD`: both again, with "
+    "`check_batched_grad`, `check_forward_ad`, `check_batched_forward_grad` and `check_fwd_over_rev`. `opcheck`: "
     "torch.library.opcheck, which refuses what is no custom op. `ours`: check_function with samples alone. "
     "`ours, ref.`: with a reference too."
 )
@@ -49,20 +49,21 @@ class Row:
         return f"{said}, {ALARM}" if self.correct[checker] == CAUGHT else said
 
 
-def _torchs(checker: Callable[..., Any], **options: Any) -> Callable[[Defect, Any], str]:
-    """A checker of torch as a function of a defect and one of its two Functions."""
+def _torchs(*calls: tuple[Callable[..., Any], dict[str, Any]]) -> Callable[[Defect, Any], str]:
+    """Calls of torch's checkers as a function of a defect and one of its two Functions; one objection suffices."""
 
     def verdict(defect: Defect, function: Any) -> str:
-        call = _plain_call(function)
-        for args, kwargs in defect.samples("cpu", torch.float64, 0):
-            flat, places, bound = _bound(call, args, kwargs)
-            try:
-                checker(bound, [flat[i] for i in places], **options)
-            except NotImplementedError:
-                return REFUSED  # it does without, and says so
-            except Exception as error:
-                return REFUSED if "setup_context" in str(error) and "vmap" in str(error) else CAUGHT
-        return MISSED
+        call, refused = _plain_call(function), False
+        for checker, options in calls:
+            for args, kwargs in defect.samples("cpu", torch.float64, 0):
+                flat, places, bound = _bound(call, args, kwargs)
+                try:
+                    checker(bound, [flat[i] for i in places], **options)
+                except NotImplementedError:
+                    refused = True  # the Function does without, and says so
+                except Exception:
+                    return CAUGHT
+        return REFUSED if refused else MISSED
 
     return verdict
 
@@ -101,15 +102,16 @@ def _opcheck(defect: Defect, function: Any) -> str:
     return MISSED
 
 
-def _all_modes(call: Any, inputs: Any) -> None:
-    gradcheck(call, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
-    gradgradcheck(call, inputs, check_fwd_over_rev=True)
-
-
 CHECKERS: dict[str, Callable[[Defect, Any], str]] = {
-    "gradcheck": _torchs(gradcheck),
-    "gradgradcheck": _torchs(gradgradcheck),
-    "forward-AD": _torchs(_all_modes),
+    "gradcheck": _torchs((gradcheck, {})),
+    "gradgradcheck": _torchs((gradgradcheck, {})),
+    "forward-AD": _torchs(
+        (gradcheck, {"check_batched_grad": True}),
+        (gradcheck, {"check_forward_ad": True}),
+        (gradcheck, {"check_forward_ad": True, "check_batched_forward_grad": True}),
+        (gradgradcheck, {"check_batched_grad": True}),
+        (gradgradcheck, {"check_fwd_over_rev": True}),
+    ),
     "opcheck": _opcheck,
 }
 OURS = {"ours": False, "ours, ref.": True}
@@ -165,6 +167,18 @@ def totals(rows: list[Row]) -> dict[str, tuple[int, int, int]]:
     }
 
 
+def summary(rows: list[Row]) -> str:
+    """The matrix by family of defects, in Markdown: caught, of those that a CPU can show."""
+    families: dict[str, list[Row]] = {}
+    for r in rows:
+        families.setdefault(r.defect.broken.__module__.rpartition(".")[2], []).append(r)
+    lines = ["| defects of | " + " | ".join(NAMES) + " |", "|" + "---|" * (len(NAMES) + 1)]
+    for family, some in [*families.items(), ("**all**", rows)]:
+        lines.append(f"| {family} | " + " | ".join(f"{c} of {n}" for c, n, _ in totals(some).values()) + " |")
+    alarms = " | ".join(str(a) for _, _, a in totals(rows).values())
+    return "\n".join([*lines, f"| false alarms on {len(rows)} correct twins | {alarms} |"])
+
+
 def markdown(rows: list[Row]) -> str:
     """The matrix as a page."""
     head = ["", "defect", *NAMES, "found by"]
@@ -173,10 +187,9 @@ def markdown(rows: list[Row]) -> str:
         mark = " (needs a GPU)" if r.defect.visible != "cpu" else ""
         cells = [str(r.defect.number), r.defect.title + mark, *(r.cell(n) for n in NAMES), _few(r.found_by)]
         lines.append("| " + " | ".join(cells) + " |")
-    counted = totals(rows)
-    lines.append("| | **caught** | " + " | ".join(f"**{c} of {n}**" for c, n, _ in counted.values()) + " | |")
-    lines.append("| | **false alarms** | " + " | ".join(f"**{a}**" for _, _, a in counted.values()) + " | |")
-    return PAGE.format(version=torch.__version__.split("+")[0], legend=LEGEND, table="\n".join(lines))
+    return PAGE.format(
+        version=torch.__version__.split("+")[0], legend=LEGEND, summary=summary(rows), table="\n".join(lines)
+    )
 
 
 def _few(names: tuple[str, ...], most: int = 3) -> str:
@@ -190,6 +203,8 @@ PAGE = """# What the auditor finds that the others do not
 false alarm.
 
 {legend}
+
+{summary}
 
 {table}
 """

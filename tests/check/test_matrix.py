@@ -78,6 +78,15 @@ def test_the_page_says_that_ours_catches_all():
             assert row[head.index(checker)] == (CAUGHT if defect.visible == "cpu" else MISSED), defect
 
 
+@pytest.mark.skipif(not PAGE.exists(), reason="DETECTION.md is not there")
+def test_the_readme_shows_the_pages_summary():
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("| defects of"))
+    summary = lines[first : lines.index("", first)]
+    assert len(summary) == 9
+    assert "\n".join(summary) in (PAGE.parent / "README.md").read_text(encoding="utf-8")
+
+
 # Its parts ----------------------------------------------------------------------------------------------------
 
 
@@ -113,14 +122,17 @@ def test_the_page():
     row.found_by = ("gradients", "linearity", "kinks", "dtypes", "masks")
     page = matrix.markdown([row, made_up(44)])
     lines = page.splitlines()
-    columns = len(NAMES) + 3
     table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 6
-    assert {line.count("|") for line in table} == {columns + 1}
+    counts = [line.count("|") for line in table]
+    # by family: head, rule, two families, all, false alarms; then head, rule and the two defects
+    assert counts == [len(NAMES) + 2] * 6 + [len(NAMES) + 4] * 4
     assert f"| 13 | {by_number(13).title} | caught |" in page
     assert "| gradients, linearity, kinks and 2 more |" in page
     assert f"| 44 | {by_number(44).title} (needs a GPU) | - |" in page
-    assert "**1 of 1**" in page
+    assert "| contract | 1 of 1 |" in page
+    assert "| composition | 0 of 0 |" in page
+    assert "| **all** | 1 of 1 |" in page
+    assert "| false alarms on 2 correct twins | 0 |" in page
     assert f"torch {torch.__version__.split('+')[0]}" in page
     assert matrix.LEGEND in page
 

@@ -14,8 +14,8 @@ HEAD = """# What every op supports
 Written by the tests, never by hand: `uv run pytest tests/ops --write-support` puts every case of every op to
 `bptools.check`. A cell holds `yes` if every case of that op passed the checks of that column in the run that wrote
 this page, and `raises` if the op refuses with a clear error and the test demanded that error; `part` says that
-some cases do one and some the other, and the notes say which. The suite fails if a cell is false or the page is out
-of date.
+some cases do one and some the other, and the notes say which. The suite fails if a cell is false or the page is
+out of date.
 
 """
 
