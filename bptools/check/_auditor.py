@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bptools.check._check import Check, Failed, Refused, Skipped, describe, load_checks
+from bptools.check._check import Check, Failed, Refused, Skipped, describe, load_checks, said
 from bptools.check._report import Failure, Report, Result
 from bptools.check._subject import Point, Subject, points
 from bptools.check.checks.layout import shrunk
@@ -93,13 +93,10 @@ class Audit:
             try:
                 with torch.random.fork_rng(devices=_cuda(self.device)), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    found = self.points(dtype)
-                    for point in found:
-                        point.plain()
+                    if (found := self.points(dtype)) and not any(map(_why_not, found)):
+                        return dtype
             except Exception:
-                continue
-            if found:
-                return dtype
+                continue  # there are no samples in this dtype; what is wrong with them shows in the last one
         return wide[-1]
 
     def tasks(self) -> Iterator[Task]:
@@ -206,7 +203,7 @@ def _why_not(point: Point) -> str:
             point.plain()
             point.broken = ""
         except Exception as error:
-            point.broken = f"{type(error).__name__}: {_first_line(error)}"
+            point.broken = said(error)
     return point.broken
 
 
@@ -222,10 +219,9 @@ def _ask(check: Check, point: Point, result: Result, *, shrink: bool = True) -> 
         result.verdict, result.reason = "unsupported", str(refused)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{type(error).__name__}: {_first_line(error)}"
         result.verdict = "fail"
         result.failure = Failure(
-            what=f"{RAISES}{said}", got=f"{where.filename}:{where.lineno}", sample=describe(point)
+            what=RAISES + said(error), got=f"{where.filename}:{where.lineno}", sample=describe(point)
         )
     if result.verdict == "fail":
         result.reason = result.failure.what
@@ -236,33 +232,30 @@ def _ask(check: Check, point: Point, result: Result, *, shrink: bool = True) -> 
 def _shrink(check: Check, point: Point, result: Result, cost: float) -> None:
     """Cut dimensions while the check still fails with the same finding; the report gets the smallest sample."""
     deadline, tries = time.perf_counter() + SECONDS, 0
-    current, changed = point, True
-    while changed:
-        changed = False
+
+    def smaller(current: Point) -> Iterator[Point]:
+        nonlocal tries
         sizes = sorted({s for x in current.inputs for s in x.shape if s > 1}, reverse=True)
-        for size in sizes:
-            for to in dict.fromkeys((1, 2, size // 2)):
-                if not 0 < to < size or tries >= TRIES or time.perf_counter() + cost > deadline:
-                    continue
-                tries += 1
-                for constants in (True, False):
-                    smaller = shrunk(current, size, to, constants=constants)
-                    if smaller is None or not smaller.inputs:
-                        continue
-                    trial = Result(check.name, result.sample, result.dtype, "pass")
-                    try:
-                        smaller.plain()
-                        _ask(check, smaller, trial, shrink=False)
-                    except Exception:
-                        continue
-                    if trial.verdict == "fail" and _alike(trial.failure, result.failure):
-                        current, changed = smaller, True
-                        result.failure.sample, result.failure.script = trial.failure.sample, trial.failure.script
-                        break
-                if changed:
-                    break
-            if changed:
-                break
+        cuts = [(size, to) for size in sizes for to in dict.fromkeys((1, 2, size // 2)) if 0 < to < size]
+        for size, to in cuts:
+            if tries >= TRIES or time.perf_counter() + cost > deadline:
+                return
+            tries += 1
+            yield from filter(None, (shrunk(current, size, to, constants=c) for c in (True, False)))
+
+    def still_fails(there: Point) -> bool:
+        trial = Result(check.name, result.sample, result.dtype, "pass")
+        if _why_not(there):
+            return False
+        _ask(check, there, trial, shrink=False)
+        if trial.verdict != "fail" or not _alike(trial.failure, result.failure):
+            return False
+        result.failure.sample, result.failure.script = trial.failure.sample, trial.failure.script
+        return True
+
+    current: Point | None = point
+    while current is not None:
+        current = next(filter(still_fails, smaller(current)), None)
 
 
 def _alike(a: Failure, b: Failure) -> bool:
@@ -282,7 +275,7 @@ def _hold_against(expected: Expectation | None, result: Result) -> None:
             result.verdict = "fail"
             result.failure = Failure(what=f"expected to be supported, and refused: {result.reason}")
         return
-    said = result.reason or (result.failure.what if result.failure else "")
+    reason = result.reason or (result.failure.what if result.failure else "")
     if result.verdict == "pass":
         result.verdict = "fail"
         result.failure = Failure(what="expected to be refused, and it passes: the expectation is stale")
@@ -290,7 +283,7 @@ def _hold_against(expected: Expectation | None, result: Result) -> None:
         return
     if isinstance(expected, tuple):
         kind, pattern = expected
-        text = " ".join(filter(None, (said, str(result.failure.got) if result.failure else "")))
+        text = " ".join(filter(None, (reason, str(result.failure.got) if result.failure else "")))
         if kind.__name__ not in text or not re.search(pattern, text):
             result.verdict = "fail"
             result.failure = Failure(what=f"expected {kind.__name__} matching {pattern!r}, got: {text}")
@@ -310,10 +303,6 @@ def _threads(check: Check) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def _cuda(device: str) -> list[int]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bptools.check._numeric import double
+
 if TYPE_CHECKING:
     from bptools.check._subject import Point
 
@@ -129,7 +131,7 @@ def _about_places(a: Tensor, b: Tensor, wrong: Tensor, point: Point | None, whic
 
 
 def _wide(t: Tensor) -> Tensor:
-    return t.detach().to(torch.complex128 if t.is_complex() else torch.float64)
+    return double(t.detach())
 
 
 def _close(a: Tensor, b: Tensor) -> Tensor:

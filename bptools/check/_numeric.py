@@ -21,6 +21,11 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return (a.conj() * b).real.sum() if a.is_complex() or b.is_complex() else (a * b).sum()
 
 
+def double(t: Tensor) -> Tensor:
+    """In double precision, real or complex."""
+    return t.to(torch.complex128 if t.is_complex() else torch.float64)
+
+
 def derivative(f: Callable[[float], Tensor], tolerance: float = 1e-9) -> tuple[Tensor, Tensor]:
     """The derivative at 0 of a function of one number, and an estimate of its error, in the shape of its value."""
     best = error = None

@@ -116,6 +116,7 @@ class Point:
         self.overwrites = False  # it writes over an input, as it may not
         self.differentiable: list[int] = []  # which outputs require a gradient; known after `plain`
         self.broken: str | None = None  # why the plain run does not go through; "" if it does
+        self.wrong: bool | None = None  # whether values or gradients are wrong here; known after it was asked
         self._plain: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
 
     def __repr__(self) -> str:
@@ -158,6 +159,10 @@ class Point:
         """The tensors that are not differentiated, by name."""
         pairs = zip(self.leaf_names, self.leaves, strict=True)
         return [(n, a) for i, (n, a) in enumerate(pairs) if isinstance(a, Tensor) and i not in self.places]
+
+    def labels(self, outputs: Iterable[int]) -> list[str]:
+        """What these outputs and, after them, all gradients are called."""
+        return [f"output {i}" for i in outputs] + [f"gradient of {name}" for name in self.names]
 
     # Calling --------------------------------------------------------------------------------------------------
 
@@ -221,6 +226,12 @@ class Point:
         outputs, _, found = self.plain()
         return all(bool(t.isfinite().all()) for t in (*found, *(outputs[i] for i in self.differentiable)))
 
+    @property
+    def random(self) -> bool:
+        """Whether the outputs are others from another random state."""
+        again = [y.detach() for y in _tools.run(self.call, self.inputs, seed=1)]
+        return not all(same_numbers(a, b) for a, b in zip(self.plain()[0], again, strict=True))
+
     def values(self, inputs: Iterable[Tensor], call: Callable[..., Any] | None = None) -> list[Tensor]:
         """The outputs that can be differentiated, at other inputs and without a graph."""
         outputs = _tools.run(call or self.call, [x.detach() for x in inputs])
@@ -254,6 +265,14 @@ class Point:
         point = Point(self.subject, args, kwargs, reference=self.reference, seed=self.seed, label=label)
         point.in_place, point.overwrites = self.in_place, self.overwrites
         return point
+
+    def copy(self) -> Point:
+        """The same point with tensors of its own, in the same memory layout."""
+
+        def copied(a: Any) -> Any:
+            return _tools.leaf(a, a.requires_grad) if isinstance(a, Tensor) else a
+
+        return self.with_leaves([copied(a) for a in self.leaves])
 
     def to(self, dtype: torch.dtype) -> Point:
         """The same numbers, rounded, in another floating dtype (or the complex one that goes with it)."""

@@ -15,13 +15,12 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bptools.check._auditor import check_function
 from bptools.check._report import Report
-from bptools.check._subject import Subject
 from bptools.check.zoo import ZOO, Defect
 
 CAUGHT, MISSED, REFUSED, ALARM = "caught", "-", "refused", "FALSE ALARM"
@@ -53,7 +52,7 @@ def _torchs(*calls: tuple[Callable[..., Any], dict[str, Any]]) -> Callable[[Defe
     """Calls of torch's checkers as a function of a defect and one of its two Functions; one objection suffices."""
 
     def verdict(defect: Defect, function: Any) -> str:
-        call, refused = _plain_call(function), False
+        call, refused = function.apply, False
         for checker, options in calls:
             for args, kwargs in defect.samples("cpu", torch.float64, 0):
                 flat, places, bound = _bound(call, args, kwargs)
@@ -66,12 +65,6 @@ def _torchs(*calls: tuple[Callable[..., Any], dict[str, Any]]) -> Callable[[Defe
         return REFUSED if refused else MISSED
 
     return verdict
-
-
-def _plain_call(function: Any) -> Callable[..., Any]:
-    if isinstance(function, nn.Module):
-        return function
-    return Subject.of(function).call
 
 
 def _bound(call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[list[Any], list[int], Callable[..., Any]]:
@@ -94,7 +87,7 @@ def _bound(call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[list[Any],
 def _opcheck(defect: Defect, function: Any) -> str:
     for args, kwargs in defect.samples("cpu", torch.float64, 0):
         try:
-            torch.library.opcheck(_plain_call(function), args, kwargs)
+            torch.library.opcheck(function.apply, args, kwargs)
         except ValueError as error:
             return REFUSED if "opcheck" in str(error) else CAUGHT
         except Exception:
@@ -120,7 +113,7 @@ NAMES = (*CHECKERS, *OURS)
 
 def audit(defect: Defect, function: Any, *, with_reference: bool) -> Report:
     """Ours, with every check."""
-    reference = defect.reference if with_reference and not isinstance(function, nn.Module) else None
+    reference = defect.reference if with_reference else None
     return check_function(function, defect.samples, reference=reference, checks="all")
 
 
@@ -235,7 +228,7 @@ def zoo(
         rows = matrix(numbers, status.update)
     table = Table(title="what each checker says of a broken Function (and of its correct twin, if it objects)")
     table.add_column("", justify="right")
-    table.add_column("defect", no_wrap=False)
+    table.add_column("defect")
     for name in NAMES:
         table.add_column(name)
     for r in rows:

@@ -80,11 +80,10 @@ def _kernel_backward(dy, x, weight, mean, rstd, dims, eps, needs):
     if x is None:  # the bias alone learns, and the kernel would want an x
         return layer_norm_backward(dy, x, weight, mean, rstd, dims, eps, needs)
     shape = x.shape[x.dim() - dims :]
-    unread = mean.new_empty(shape)  # of a parameter that learns the kernel wants to see one, whatever its values
     mask = ["x" in needs, "weight" in needs, "bias" in needs]
-    if weight is None and "weight" in needs:
-        weight = unread
-    return aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, unread, mask)
+    # Of a parameter that learns the kernel wants to see one, whatever its values.
+    some = mean.new_empty(shape) if weight is None else weight
+    return aten.native_layer_norm_backward(dy, x, shape, mean, rstd, some if mask[1] else weight, some, mask)
 
 
 layer_norm = Op(

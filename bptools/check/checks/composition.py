@@ -10,14 +10,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from bptools.check import _tools
-from bptools.check._check import Failed, Refused, Skipped, check, compare, fail
-from bptools.check._numeric import derivative, inner, step_of
+from bptools.check._check import Failed, Refused, Skipped, check, compare, fail, said
+from bptools.check._numeric import derivative, double, inner, step_of
 from bptools.check._subject import Point
 from bptools.check.checks.numerics import _both, _excused, _largest, slopes
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: " + (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def _speaks_of(error: BaseException, *words: str) -> bool:
@@ -39,7 +35,7 @@ def double_backward(point: Point) -> None:
     try:
         first = _tools.pull(outputs, inputs, moving, create_graph=True)
     except (RuntimeError, NotImplementedError) as error:
-        raise Refused(_said(error)) from error
+        raise Refused(said(error)) from error
     with_history = [g.requires_grad for g in first]
     for name, g, has in zip(point.names, got, with_history, strict=True):
         if not has and bool((g != 0).any()):
@@ -68,7 +64,7 @@ def double_backward(point: Point) -> None:
             [g for g, _ in live], variables, [v for _, v in live], materialize_grads=True, retain_graph=True
         )
     except (RuntimeError, NotImplementedError) as error:
-        raise Refused(_said(error)) from error
+        raise Refused(said(error)) from error
     count = len(inputs)
     labels = [*point.names, *(f"output gradient {k}" for k in range(len(dys)))]
     expected = _true_second(point, variables, weights)
@@ -207,7 +203,7 @@ def jvp(point: Point) -> None:
         except (RuntimeError, NotImplementedError, AttributeError) as error:
             if isinstance(error, AttributeError) and not _speaks_of(error, "jvp"):
                 raise
-            raise Refused(_said(error)) from error
+            raise Refused(said(error)) from error
         transposed = float(sum(inner(g, v) for g, v in zip(got, tangents, strict=True)))
         claimed = float(sum(inner(dy, m) for dy, m in zip(dys, moved, strict=True)))
         size = float(sum((g.abs() * v.abs()).sum() for g, v in zip(got, tangents, strict=True)))
@@ -286,7 +282,7 @@ def _forward_mode(point: Point, tangents: list[Tensor]) -> list[Tensor]:
 @check([41])
 def func(point: Point) -> None:
     """torch.func takes it: vjp and grad give autograd's gradients."""
-    _outputs, dys, got = point.plain()
+    _, dys, got = point.plain()
     which = point.differentiable
     inputs = [x.detach() for x in point.inputs]
 
@@ -312,7 +308,7 @@ def func(point: Point) -> None:
             point,
             "torch.func refuses it" if old_form else "torch.func.vjp raises",
             expected="gradients",
-            got=_said(error),
+            got=said(error),
             guess="write the forward without ctx, and a setup_context" if old_form else None,
             how=how,
             dys=dys,
@@ -357,7 +353,7 @@ def vmap(point: Point) -> None:
             found = torch.vmap(function, in_dims=dims, randomness="same")(*batch)
         except Exception as error:
             if _speaks_of(error, "vmap", "functorch", "setup_context", "batching rule"):
-                raise Refused(_said(error)) from error
+                raise Refused(said(error)) from error
             raise
         alone = [function(*row) for row in rows]
         expected = [torch.stack([row[k] for row in alone]) for k in range(len(found))]
@@ -411,7 +407,7 @@ def batched_gradients(point: Point) -> None:
         found = _tools.pull(_tools.run(point.call, point.inputs), point.inputs, stacks, is_grads_batched=True)
     except RuntimeError as error:
         if _speaks_of(error, "vmap", "functorch", "setup_context", "batching rule", "batched"):
-            raise Refused(_said(error)) from error
+            raise Refused(said(error)) from error
         raise
     rows = [_tools.grads(point.call, point.inputs, row) for row in several]
     compare(
@@ -454,7 +450,7 @@ def hessian(point: Point) -> None:
         try:
             found = differentiate(loss_of(point.call))(*inputs)
         except (RuntimeError, NotImplementedError) as error:
-            raise Refused(_said(error)) from error
+            raise Refused(said(error)) from error
         pairs = list(itertools.product(range(len(inputs)), repeat=2))
         compare(
             point,
@@ -513,12 +509,12 @@ def autocast(point: Point) -> None:
                 point,
                 f"it raises under torch.autocast, with the backward {words} the block",
                 expected="gradients",
-                got=_said(error),
+                got=said(error),
                 guess="custom_fwd and custom_bwd are missing: the backward meets two dtypes",
                 how=how,
                 dys=point.plain()[1],
             )
-        wide_dys = [dy.to(torch.complex128 if dy.is_complex() else torch.float64) for dy in dys]
+        wide_dys = [double(dy) for dy in dys]
         true = _both(wide, wide.truth, wide_dys)
         found = [y.detach() for y in outputs] + got
         if point.reference is not None:
@@ -528,7 +524,7 @@ def autocast(point: Point) -> None:
         else:
             excused = [0.0] * len(true)
         rough = _excused(wide, wide_dys, true, lower)
-        labels = [f"output {i}" for i in point.differentiable] + [f"gradient of {n}" for n in point.names]
+        labels = point.labels(point.differentiable)
         for name, a, t, excuse, rounding in zip(labels, found, true, excused, rough, strict=True):
             error = _largest(a.to(t.dtype) - t)
             allowed = max(excuse, rounding)
@@ -563,12 +559,7 @@ def _compile(point: Point, *, dynamic: bool) -> None:
     import torch._dynamo
 
     outputs, dys, got = point.plain()
-    target, in_place = point.subject.call, point.in_place or point.overwrites
-
-    def plain(*inputs: Tensor) -> object:
-        return bound(*inputs)
-
-    bound = _bound(point, target, in_place)
+    call = point.bind(point.subject.call, fresh=False)
     torch._dynamo.reset()
     how = f"""
     expected = [y.detach() for y in run(call, inputs)] + grads(call, inputs, dys)
@@ -579,23 +570,23 @@ def _compile(point: Point, *, dynamic: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             again = _tools.run(
-                torch.compile(plain, fullgraph=True, backend="aot_eager", dynamic=dynamic), point.inputs
+                torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic), point.inputs
             )
             found = _tools.pull(again, point.inputs, dys)
     except Exception as error:
         if type(error).__module__.startswith("torch._dynamo") or _speaks_of(error, "dynamo", "torch.compile"):
-            raise Refused(_said(error)) from error
+            raise Refused(said(error)) from error
         fail(
             point,
             "it raises when compiled",
             expected="the same gradients",
-            got=_said(error),
+            got=said(error),
             how=how,
             dys=dys,
         )
     finally:
         torch._dynamo.reset()
-    labels = [f"output {i}" for i in range(len(outputs))] + [f"gradient of {n}" for n in point.names]
+    labels = point.labels(range(len(outputs)))
     compare(
         point,
         [*outputs, *got],
@@ -606,22 +597,6 @@ def _compile(point: Point, *, dynamic: bool) -> None:
         dys=dys,
         guess="a branch that only the compiler takes, or a Python value that was constant while tracing",
     )
-
-
-def _bound(point: Point, target, in_place: bool):
-    """The call with the other arguments as constants of the closure, in a form that Dynamo can trace."""
-    from torch.utils._pytree import tree_unflatten
-
-    leaves, places, spec = list(point.leaves), list(point.places), point.spec
-
-    def bound(*inputs: Tensor) -> object:
-        filled = list(leaves)
-        for i, x in zip(places, inputs, strict=True):
-            filled[i] = x.clone() if in_place else x
-        args, kwargs = tree_unflatten(filled, spec)
-        return target(*args, **kwargs)
-
-    return bound
 
 
 @check([44])
@@ -645,7 +620,7 @@ def cuda_graph(point: Point) -> None:
             outputs = _tools.tensors_in(call(*static))
             found = _tools.pull(outputs, static, dys)
     except RuntimeError as error:
-        raise Refused(_said(error)) from error
+        raise Refused(said(error)) from error
     with torch.no_grad():
         for x, numbers in zip(static, fresh, strict=True):
             x.copy_(numbers)
@@ -700,7 +675,7 @@ def distributed(point: Point) -> None:
             point,
             "DistributedDataParallel complains of its gradients",
             expected="gradients that match the parameters",
-            got=_said(error),
+            got=said(error),
         )
     finally:
         dist.destroy_process_group()
@@ -712,9 +687,7 @@ def opcheck(point: Point) -> None:
     if point.subject.kind != "custom op":
         raise Skipped("it is not a custom op")
     found = torch.library.opcheck(point.subject.target, point.args, point.kwargs, raise_exception=False)
-    bad = {name: said for name, said in found.items() if said != "SUCCESS"}
+    bad = {name: why for name, why in found.items() if why != "SUCCESS"}
     if bad:
-        name, said = next(iter(bad.items()))
-        fail(
-            point, f"opcheck: {name}", expected="SUCCESS", got=_said(said) if isinstance(said, Exception) else said
-        )
+        name, why = next(iter(bad.items()))
+        fail(point, f"opcheck: {name}", expected="SUCCESS", got=said(why) if isinstance(why, Exception) else why)

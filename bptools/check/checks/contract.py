@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bptools.check import _tools
-from bptools.check._check import Skipped, check, compare, fail, same_numbers
-from bptools.check._subject import Point
+from bptools.check._check import Skipped, check, compare, fail, said
+from bptools.check._subject import Point, same_numbers
 
 MASKS = 32
 
@@ -230,7 +230,7 @@ def _guarded(point: Point, pull, how: str, dys, output: int, uses=()) -> list[Te
             "the backward does not take an undefined output gradient",
             output=output,
             expected="zeros, or None",
-            got=f"{type(error).__name__}: {error}",
+            got=said(error),
             guess="set_materialize_grads(False) is set, and None is not looked for",
             how=how,
             uses=uses,
@@ -241,7 +241,7 @@ def _guarded(point: Point, pull, how: str, dys, output: int, uses=()) -> list[Te
 @check([14, 15, 16, 45])
 def mutation(point: Point) -> None:
     """No argument and no output gradient is written to, and no `.grad` is set behind autograd's back."""
-    own = point.with_leaves([_copy(a) for a in point.leaves])
+    own = point.copy()
     own.overwrites = False
     _, dys, _ = point.plain()
     dys = [dy.clone() for dy in dys]
@@ -297,12 +297,6 @@ def mutation(point: Point) -> None:
                 """,
                 dys=dys,
             )
-
-
-def _copy(a: object) -> object:
-    if not isinstance(a, Tensor):
-        return a
-    return _tools.exact_copy(a.detach()).requires_grad_(a.requires_grad)
 
 
 def _differs(t: Tensor, old: Tensor, version: int) -> str:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from bptools.check import _tools
-from bptools.check._check import Refused, Skipped, check, compare, fail
+from bptools.check._check import Refused, Skipped, check, compare, fail, said
 from bptools.check._subject import Point
-from bptools.check.checks.numerics import _random
 
 LAYOUTS = (
     (_tools.padded, "a slice of a larger buffer"),
@@ -77,7 +76,7 @@ def _same_gradients(
             point,
             f"{what}: it raises",
             expected="gradients",
-            got=f"{type(error).__name__}: {error}",
+            got=said(error),
             guess=guess,
             how=how,
             uses=uses,
@@ -90,7 +89,7 @@ def _same_gradients(
 def input_layouts(point: Point) -> None:
     """Outputs and gradients do not depend on how the inputs lie in memory."""
     _, dys, _ = point.plain()
-    if _random(point):
+    if point.random:
         raise Skipped("it draws random numbers, and may draw them in the order of the memory")
     # One row everywhere is where a variance is zero: what is left of a difference there is rounding, amplified.
     level = 1e-10 * max(
@@ -133,13 +132,13 @@ def input_layouts(point: Point) -> None:
                     f"it raises when {which} {words}",
                     input=None if k is None else point.names[k],
                     expected="what contiguous inputs give",
-                    got=f"{type(error).__name__}: {error}",
+                    got=said(error),
                     guess=guess,
                     how=how,
                     uses=uses,
                     dys=dys,
                 )
-            labels = [f"output {i}" for i in range(len(outputs))] + [f"gradient of {n}" for n in point.names]
+            labels = point.labels(range(len(outputs)))
             compare(
                 point,
                 truth,
@@ -167,7 +166,7 @@ def empty(point: Point) -> None:
         try:
             outputs = _tools.run(there.call, there.inputs)
         except Exception as error:
-            refusals.append(f"{type(error).__name__}: {error}".splitlines()[0][:120])
+            refusals.append(said(error))
             continue
         dys = there.random_like([y for y in outputs if y.requires_grad])
         truth = _reference_result(there, dys)
@@ -175,13 +174,13 @@ def empty(point: Point) -> None:
             got = _tools.pull(outputs, there.inputs, dys)
         except Exception as error:
             if there.reference is not None and truth is None:
-                refusals.append(f"{type(error).__name__}: {error}".splitlines()[0][:120])
+                refusals.append(said(error))
                 continue
             fail(
                 there,
                 f"the backward raises where a dimension of {size} is 0, and the forward does not",
                 expected="gradients",
-                got=f"{type(error).__name__}: {error}",
+                got=said(error),
                 guess="a size is divided by, or inferred by view(-1)",
                 how="got = grads(call, inputs, dys)\nexpected = [torch.zeros_like(x) for x in inputs]",
                 dys=dys,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,9 +20,9 @@ from bptools.check._check import (
     compare,
     describe,
     fail,
-    same_numbers,
+    said,
 )
-from bptools.check._numeric import derivative, inner, one_sided, step_of
+from bptools.check._numeric import derivative, double, inner, one_sided, step_of
 from bptools.check._report import Failure
 from bptools.check._subject import Point
 
@@ -85,29 +86,46 @@ def _against_reference(point: Point, what: str) -> None:
 
 def ask_elsewhere(point: Point) -> None:
     """Raise Skipped if the gradients are wrong at the sample itself: another place would only repeat it."""
-    here = point if point.dtype in (torch.float64, torch.complex128) else point.to(torch.float64)
+    if point.wrong is None:
+        point.wrong = _is_wrong(point if double(point.inputs[0]).dtype is point.dtype else point.to(torch.float64))
+    if point.wrong:
+        raise Skipped("it is wrong at the sample itself already: see `gradients` and `values`")
+
+
+def _is_wrong(point: Point) -> bool:
     try:
-        values(here) if here.reference is not None else None
-        judge(here, "")
+        if point.reference is not None:
+            values(point)
+        judge(point, "")
     except Failed:
-        raise Skipped("it is wrong at the sample itself already: see `gradients` and `values`") from None
+        return True
     except Exception:
-        return  # float64 is refused: nothing is known
+        return False  # float64 is refused: nothing is known
+    return False
 
 
 def _guilty(point: Point) -> int | None:
     return point.differentiable[0] if len(point.differentiable) == 1 else None
 
 
-def _loss(point: Point, k: int, direction: Tensor, call, dys: list[Tensor] | None = None):
+def _terms(point: Point, k: int, direction: Tensor, call) -> Callable[[float], Tensor]:
+    """The function t -> the terms of ⟨dys, outputs⟩, along a direction of input k."""
+    dys = point.plain()[1]
+    inputs = [x.detach() for x in point.inputs]
+
+    def terms(t: float) -> Tensor:
+        moved = [x + t * direction if i == k else x for i, x in enumerate(inputs)]
+        return torch.cat(
+            [(dy.conj() * y).real.flatten() for dy, y in zip(dys, point.values(moved, call), strict=True)]
+        )
+
+    return terms
+
+
+def _loss(point: Point, k: int, direction: Tensor, call) -> Callable[[float], Tensor]:
     """The function t -> ⟨dys, outputs⟩ along a direction of input k."""
-    dys = point.plain()[1] if dys is None else dys
-
-    def loss(t: float) -> Tensor:
-        moved = [x + t * direction if i == k else x for i, x in enumerate(x.detach() for x in point.inputs)]
-        return sum(inner(dy, y) for dy, y in zip(dys, point.values(moved, call), strict=True))
-
-    return loss
+    terms = _terms(point, k, direction, call)
+    return lambda t: terms(t).sum()
 
 
 def _unit(x: Tensor, index: tuple[int, ...], value: complex = 1.0) -> Tensor:
@@ -143,14 +161,7 @@ def _subderivatives(point: Point, k: int, direction: Tensor, call, step: float) 
 
     Each output has a derivative from the left and one from the right, and may take any between them.
     """
-    dys = point.plain()[1]
-
-    def terms(t: float) -> Tensor:
-        moved = [x + t * direction if i == k else x for i, x in enumerate(x.detach() for x in point.inputs)]
-        return torch.cat(
-            [(dy.conj() * y).real.flatten() for dy, y in zip(dys, point.values(moved, call), strict=True)]
-        )
-
+    terms = _terms(point, k, direction, call)
     left, right = (side / step for side in one_sided(terms))
     wider = [side / step for side in one_sided(terms, 1e-4)]
     size = float((left.abs() + right.abs()).sum())
@@ -223,7 +234,7 @@ def _localise(point: Point, k: int, what: str) -> None:
     worst = int(torch.where(wrong, (expected - got).abs().nan_to_num(nan=torch.inf), -1.0).argmax())
     index = kink[0] if kink else tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), x.shape))
     guess = _diagnose.guess(expected, got, point, k, (), dys)
-    if _random(point):
+    if point.random:
         guess = "it draws random numbers, and was compared at a fixed seed: no fault of a reparametrised gradient"
     shown = expected[index].item()
     if kink:
@@ -266,11 +277,6 @@ def _localise(point: Point, k: int, what: str) -> None:
             script=_script.write(point, what, how, uses, dys),
         )
     )
-
-
-def _random(point: Point) -> bool:
-    again = [y.detach() for y in _tools.run(point.call, point.inputs, seed=1)]
-    return not all(same_numbers(a, b) for a, b in zip(point.plain()[0], again, strict=True))
 
 
 def _search(point: Point, k: int) -> list[int]:
@@ -419,6 +425,17 @@ def dtypes(point: Point) -> None:
     _within_rounding(point, "")
 
 
+def _changed(point: Point, changed: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
+    """The inputs with all of them changed, and, of few, with each alone; and which are changed, in words."""
+    yield "the inputs are", changed
+    if 1 < len(changed) <= 4:
+        for only, name in enumerate(point.names):
+            yield (
+                f"{name} is",
+                [c if k == only else x for k, (c, x) in enumerate(zip(changed, point.inputs, strict=True))],
+            )
+
+
 def _absurd(there: Point, here: Point) -> bool:
     """Whether the true gradients are so much larger than at the sample that an input has left its domain."""
 
@@ -438,10 +455,9 @@ def overflow(point: Point) -> None:
         ask_elsewhere(point)
     tried = 0
     for scale in (30.0, 300.0, 3000.0):
-        for only in [None, *(range(len(point.inputs)) if 1 < len(point.inputs) <= 4 else ())]:
-            there = point.at([x.detach() * scale if only in (None, k) else x for k, x in enumerate(point.inputs)])
+        for which, inputs in _changed(point, [x.detach() * scale for x in point.inputs]):
+            there = point.at(inputs)
             if all(bool(x.isfinite().all()) for x in there.inputs):
-                which = "the inputs are" if only is None else f"{point.names[only]} is"
                 _within_rounding(there, f", where {which} multiplied by {scale:g},")
                 tried += 1
     if not tried:
@@ -456,15 +472,13 @@ def _within_rounding(point: Point, where: str) -> None:
     """
     wide = point.to(torch.float64)
     outputs, dys, got = point.plain()
-    wide_dys = [dy.to(torch.complex128 if dy.is_complex() else torch.float64) for dy in dys]
+    wide_dys = [double(dy) for dy in dys]
     try:
         true = _both(wide, wide.truth, wide_dys)
     except Skipped:
         raise
     except Exception as error:
-        raise Skipped(
-            f"the truth needs float64, which is refused ({_first_line(error)}); give a reference"
-        ) from error
+        raise Skipped(f"the truth needs float64, which is refused ({said(error)}); give a reference") from error
     found = [outputs[i] for i in point.differentiable] + got
     if [t.shape for t in found] != [t.shape for t in true]:
         raise Skipped("the reference has other outputs than the function")
@@ -476,7 +490,7 @@ def _within_rounding(point: Point, where: str) -> None:
     info = torch.finfo(point.dtype)
     dtype = str(point.dtype).removeprefix("torch.")
     n = len(point.differentiable)
-    labels = [f"output {i}" for i in point.differentiable] + [f"gradient of {name}" for name in point.names]
+    labels = point.labels(point.differentiable)
     for k, (name, a, t, excuse) in enumerate(zip(labels, found, true, excused, strict=True)):
         representable = t.abs() <= info.max / 4
         allowed = excuse + info.eps * max(_largest(torch.where(representable, t, 0)), info.tiny)
@@ -565,10 +579,6 @@ def _excused(wide: Point, dys: list[Tensor], true: list[Tensor], dtype: torch.dt
     return [8 * m + 3 * eps * _largest(t) for m, t in zip(moved, true, strict=True)]
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
 @check([33, 35])
 def magnitudes(point: Point) -> None:
     """The gradients are right where the inputs are small, and where they are large."""
@@ -577,13 +587,11 @@ def magnitudes(point: Point) -> None:
     ask_elsewhere(point)
     tried = 0
     for scale in (1e-7, 1e-3, 8.0, 100.0):
-        for only in [None, *(range(len(point.inputs)) if 1 < len(point.inputs) <= 4 else ())]:
-            scaled = [x.detach() * scale if only in (None, k) else x for k, x in enumerate(point.inputs)]
-            there = point.at(scaled, note=f"{point.names[only] if only is not None else 'inputs'} × {scale:g}")
+        for which, inputs in _changed(point, [x.detach() * scale for x in point.inputs]):
+            there = point.at(inputs, note=f"{which} × {scale:g}")
             if not _finite(there) or _absurd(there, point):
                 continue
             tried += 1
-            which = "the inputs are" if only is None else f"{point.names[only]} is"
             judge(there, f"a gradient is wrong where {which} multiplied by {scale:g}")
     if not tried:
         raise Skipped("no other magnitude has finite results")
@@ -609,21 +617,14 @@ def kinks(point: Point) -> None:
     zeros = [torch.zeros_like(x) for x in point.inputs]
     tried = 0
     for numbers, words in ((whole, "whole numbers"), (zeros, "all zero")):
-        for only in [None, *(range(len(point.inputs)) if 1 < len(point.inputs) <= 4 else ())]:
-            there = point.at(
-                [
-                    n if only in (None, k) else x
-                    for k, (n, x) in enumerate(zip(numbers, point.inputs, strict=True))
-                ],
-                note=words,
-            )
+        for which, inputs in _changed(point, numbers):
+            there = point.at(inputs, note=words)
             if not _finite(there) or sum(x.numel() for x in there.inputs) > COORDINATES:
                 continue
             got = there.plain()[2]
             if not all(bool(g.isfinite().all()) for g in got):
                 continue  # special_values asks about that
             tried += 1
-            which = "the inputs are" if only is None else f"{point.names[only]} is"
             judge(there, f"a gradient is wrong where {which} {words}")
     if not tried:
         raise Skipped("zeros and ties have no finite result, or the sample is too large to look at every element")

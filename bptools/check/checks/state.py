@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import pickle
 import weakref
@@ -11,8 +12,8 @@ import torch
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from bptools.check import _tools
-from bptools.check._check import Refused, Skipped, check, compare, fail, same_numbers
-from bptools.check._subject import Point
+from bptools.check._check import Refused, Skipped, check, compare, fail, said
+from bptools.check._subject import Point, Subject, same_numbers
 
 
 @check([20])
@@ -75,7 +76,7 @@ def modified_later(point: Point) -> None:
     asked = 0
     for kind, count in counts.items():
         for k in range(count):
-            own = point.with_leaves([_fresh(a) for a in point.leaves])
+            own = point.copy()
             outputs = _tools.run(own.bind(own.subject.call, fresh=False), own.inputs)
             if kind == "output" and any(outputs[k] is x for x in own.inputs):
                 continue
@@ -119,12 +120,6 @@ def modified_later(point: Point) -> None:
         raise Skipped("nothing that it holds can be written to")
 
 
-def _fresh(a: object) -> object:
-    if not isinstance(a, torch.Tensor):
-        return a
-    return _tools.exact_copy(a.detach()).requires_grad_(a.requires_grad)
-
-
 def _overwrite(t):
     """Other numbers in the same place."""
     with torch.no_grad():
@@ -154,7 +149,7 @@ def backward_twice(point: Point) -> None:
             point,
             "a second backward through a retained graph raises",
             expected="the same gradients",
-            got=f"{type(error).__name__}: {error}",
+            got=said(error),
             how=how,
             dys=dys,
         )
@@ -175,7 +170,7 @@ def determinism(point: Point) -> None:
     outputs, dys, got = point.plain()
     again = [y.detach() for y in _tools.run(point.call, point.inputs)]
     third = _tools.grads(point.call, point.inputs, dys)
-    labels = [f"output {i}" for i in range(len(outputs))] + [f"gradient of {n}" for n in point.names]
+    labels = point.labels(range(len(outputs)))
     for name, a, b in zip(labels, [*outputs, *got], [*again, *third], strict=True):
         if not same_numbers(a, b):
             error = float((a.double() - b.double()).abs().nan_to_num().max()) if not a.is_complex() else None
@@ -249,7 +244,9 @@ def checkpoint(point: Point) -> None:
     """Under torch.utils.checkpoint, reentrant or not, the gradients are the same."""
     _, dys, got = point.plain()
     for reentrant in (False, True):
-        outputs = _tools.tensors_in(_checkpointed(point, reentrant))
+        outputs = _tools.run(
+            functools.partial(torch_checkpoint, point.call, use_reentrant=reentrant), point.inputs
+        )
         how = f"""
         from torch.utils.checkpoint import checkpoint
         expected = grads(call, inputs, dys)
@@ -269,7 +266,7 @@ def checkpoint(point: Point) -> None:
                 point,
                 f"it raises under torch.utils.checkpoint(use_reentrant={reentrant})",
                 expected="gradients",
-                got=f"{type(error).__name__}: {_head(error)}",
+                got=said(error),
                 how=how,
                 dys=dys,
             )
@@ -285,15 +282,6 @@ def checkpoint(point: Point) -> None:
             dys=dys,
             guess="state is kept outside ctx, or the recomputed forward is not the same",
         )
-
-
-def _checkpointed(point: Point, reentrant: bool) -> object:
-    torch.manual_seed(0)
-    return torch_checkpoint(point.call, *point.inputs, use_reentrant=reentrant)
-
-
-def _head(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 @check([20, 28])
@@ -329,15 +317,15 @@ def module_copies(point: Point) -> None:
         "a deep copy": lambda: copy.deepcopy(module),
         "a pickled copy": lambda: pickle.loads(pickle.dumps(module)),
     }
-    labels = [f"output {i}" for i in range(len(outputs))] + [f"gradient of {n}" for n in point.names]
+    labels = point.labels(range(len(outputs)))
     for words, make in copies.items():
         try:
             twin = make()
         except Exception as error:
             if words == "a pickled copy":
-                raise Refused(f"pickle: {type(error).__name__}: {_head(error)}") from error
+                raise Refused(f"pickle: {said(error)}") from error
             raise
-        call = point.bind(type(point.subject).of(twin).call)
+        call = point.bind(Subject.of(twin).call)
         again = _tools.run(call, point.inputs)
         compare(
             point,

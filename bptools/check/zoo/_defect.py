@@ -40,6 +40,16 @@ class Rule(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
 
+class FromOutput(Rule):
+    """A Function of one tensor that saves its output: what backward computes from that is differentiable again."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Save the output, and the input's dtype: y's is another where autocast computes in float32."""
+        ctx.save_for_backward(output)
+        ctx.dtype = inputs[0].dtype
+
+
 def wide(x: Tensor) -> Tensor:
     """x in the dtype to compute in: float32 for the halves, else its own."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
