@@ -69,7 +69,7 @@ class Config:
     clip: float = 1.0
     """Largest gradient norm."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """Mixed precision; auto: fp16 with a gradient scaler on CUDA, bf16 on a CPU."""
+    """Mixed precision; auto: fp16 with a gradient scaler on CUDA, bf16 on a CPU that has kernels for it."""
     patience: int = 20
     """Epochs without a lower validation loss that end a phase; 0: never."""
     frozen_dropout: bool = False

@@ -57,10 +57,12 @@ def test_ours_catches_it_with_and_without_a_reference_and_raises_no_alarm(defect
     for checker in OURS:
         assert row.cell(checker) == (CAUGHT if defect.visible == "cpu" else MISSED)
     if PAGE.exists():
-        line = next(
-            line for line in matrix.markdown([row]).splitlines() if line.startswith(f"| {defect.number} |")
+        # The last column, which checks found it, may differ where the defect itself is a matter of chance.
+        told, seen = (
+            next(line for line in page.splitlines() if line.startswith(f"| {defect.number} |")).split(" | ")[:-1]
+            for page in (PAGE.read_text(encoding="utf-8"), matrix.markdown([row]))
         )
-        assert line in PAGE.read_text(encoding="utf-8").splitlines(), "DETECTION.md says something else"
+        assert told == seen
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="DETECTION.md is not there")

@@ -147,8 +147,13 @@ def test_state_holds_scaler_schedule_and_optimizer():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(("kernels", "amp"), [(True, "bf16"), (False, "off")])
+def test_auto_takes_bf16_on_a_cpu_only_where_it_is_fast(kernels, amp, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: kernels)
+    assert [resolve_amp("auto", d) for d in ("cpu", "cuda")] == [amp, "fp16"]
+
+
 def test_resolve_amp():
-    assert [resolve_amp("auto", d) for d in ("cpu", "cuda")] == ["bf16", "fp16"]
     assert resolve_amp("off", "cuda") == "off"
     with pytest.raises(ValueError, match=r"amp: expected one of .* got 'fp8'"):
         resolve_amp("fp8", "cpu")

@@ -257,7 +257,7 @@ def test_the_whole_demonstration(tmp_path):
     began = time.perf_counter()
     args = [sys.executable, str(RECIPE), "--log-dir", str(tmp_path / "job")]
     done = subprocess.run(args, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - began < 90
+    assert time.perf_counter() - began < 180  # 50 to 70 s alone; here other tests run beside it
     mean = {
         n: float(re.search(rf"^ {n} +([\d.]+) ±", done.stdout, re.M)[1]) for n in ("zero-shot", "scratch", "full")
     }
