@@ -6,16 +6,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bptools import check, finetune, functional, nn
+    from bptools import check, finetune, functional, memory, nn
+    from bptools.memory import lean
     from bptools.ops import backend
 
-__all__ = ["backend", "check", "finetune", "functional", "nn"]
+__all__ = ["backend", "check", "finetune", "functional", "lean", "memory", "nn"]
+
+_FROM = {"backend": "bptools.ops", "lean": "bptools.memory"}
 
 
 def __getattr__(name: str) -> object:
     """Import on first use, so that a part costs nothing to those who use another."""
-    if name == "backend":
-        return importlib.import_module("bptools.ops").backend
+    if name in _FROM:
+        return getattr(importlib.import_module(_FROM[name]), name)
     if name in __all__:
         return importlib.import_module(f"bptools.{name}")
     raise AttributeError(f"module 'bptools' has no attribute {name!r}")

@@ -1,0 +1,385 @@
+"""What a storage holds, where it came from, and how the backward pass will have it.
+
+Two graphs, of which one is light and one is strong:
+
+- a **content** is what a storage holds at one version. It hangs on the storage, and knows the recipe that made it:
+  an operation and references to other contents. It owns no memory: it holds tensors weakly.
+- a **plan** is made when autograd saves a tensor of that content. It owns what is needed: the tensor itself (or a
+  code of it), or, if that takes fewer bytes, the recipe and the plans of its ingredients. Plans belong to what
+  autograd saved, so memory goes when the graph goes, whatever tensors are still about.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+from torch.nn import Parameter
+
+from ._codecs import Bits, Narrow, Offloaded, narrowest
+
+SMALL = 1 << 14  # bytes that are not worth an operation
+CHAIN = 8  # recipes that may stand on one another before a link is kept, so that not all are made at once
+LONGEST = 100  # operations from what is kept to what is made of it
+SEARCH = 200  # contents that are looked at before a recipe is given up as too dear
+NEVER = float("inf")
+
+
+class Ref:
+    """A tensor among the arguments of a recipe: a content, and which part of it."""
+
+    __slots__ = ("content", "dtype", "offset", "size", "stride")
+
+    def __init__(self, content: Content, t: Tensor) -> None:
+        self.content, self.dtype = content, t.dtype
+        self.size, self.stride, self.offset = t.size(), t.stride(), t.storage_offset()
+
+
+class Recipe:
+    """An operation and its arguments, of which tensors are references."""
+
+    __slots__ = ("args", "function", "kwargs", "length", "like", "rewrites")
+
+    def __init__(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+        self.function, self.args, self.kwargs = function, args, kwargs
+        self.rewrites = False  # whether it writes over its first argument
+        self.like: tuple[Any, Any] | None = None  # size and stride of the result
+        self.length = 1  # operations from what is kept
+
+    def refs(self) -> Iterator[Ref]:
+        """Every reference, those within lists too."""
+        for a in (*self.args, *self.kwargs.values()):
+            if type(a) is Ref:
+                yield a
+            elif type(a) is list:
+                yield from (b for b in a if type(b) is Ref)
+
+    def price(self, seen: dict[Content, None], worth: float, spare: list[Content] | None = None) -> float:
+        """Bytes that must be kept, beside what is kept already, for its ingredients to be had."""
+        total = 0.0
+        for ref in self.refs():
+            total += ref.content.price(seen, worth, spare)
+            if total == NEVER:
+                break
+        return total
+
+
+class Content:
+    """What a storage holds at one version.
+
+    Attributes:
+        nbytes: bytes of the storage.
+        version: the version of the tensors on it for which this holds.
+        outside: whether it was there before: a parameter, a buffer, an input. It is somebody else's to keep.
+        recipe: what makes it, if that is cheap.
+        costly: what makes it, if that is a matrix product or the like and a budget may ask for it.
+        limit: that it holds integers from 0 to this, or for 2 also truth values and numbers that are 0 or 1.
+        tensor: returns a tensor on the storage while there is one.
+        plan: returns how the backward pass will have it, while it will.
+        held: such a plan, held from here because the storage has been written to since.
+        waiting: plans that keep a tensor, and could do without if this content were kept.
+    """
+
+    __slots__ = (
+        "costly", "held", "limit", "nbytes", "outside", "plan", "recipe", "recorder", "tensor", "version",
+        "waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self, recorder: object, t: Tensor, *, outside: bool = False, recipe: Recipe | None = None
+    ) -> None:
+        self.recorder, self.outside, self.recipe, self.costly = recorder, outside, recipe, None
+        self.nbytes, self.version = t.untyped_storage().nbytes(), t._version
+        base = t._base if outside else None
+        self.tensor: Callable[[], Tensor | None] = weakref.ref(t if base is None else base)
+        self.limit = 2 if t.dtype is torch.bool else None
+        self.plan: Callable[[], Plan | None] = _none
+        self.held: Plan | None = None
+        self.waiting: list[weakref.ref[Plan]] | None = None
+
+    def length(self) -> int:
+        """Operations that lie between it and what is kept."""
+        plan = self.plan()
+        return 0 if self.recipe is None or (plan is not None and plan.recipe is None) else self.recipe.length
+
+    def size_if_kept(self) -> float:
+        """Bytes that keeping it would take; infinite if it is not there any more."""
+        if self.tensor() is None:
+            return NEVER
+        return self.nbytes // 8 if self.limit == 2 else self.nbytes
+
+    def price(self, seen: dict[Content, None], worth: float, spare: list[Content] | None = None) -> float:
+        """Bytes that must be kept, beside what is kept already, for this content to be had.
+
+        Args:
+            seen: contents that are paid for.
+            worth: bytes of what is to be made of it. What is outside is free, unless it is larger: it would have
+                to be held if its owner dropped it.
+            spare: is given the contents that would be kept.
+        """
+        if self in seen or self.plan() is not None:
+            return 0
+        if self.outside:
+            t = self.tensor()
+            return NEVER if t is None or (self.nbytes > worth and not isinstance(t, Parameter)) else 0
+        if len(seen) > SEARCH:
+            return NEVER
+        seen[self] = None
+        kept = self.size_if_kept()
+        if self.recipe is not None:
+            found: list[Content] = []
+            made = self.recipe.price(seen, worth, found)
+            if made < kept:
+                if spare is not None:
+                    spare += found
+                return made
+        if spare is not None and kept is not NEVER:
+            spare.append(self)
+        return kept
+
+
+def _none() -> None:
+    return None
+
+
+class Plan:
+    """How the backward pass will have a content: kept, kept as a code, or made again.
+
+    A content that several ask for is made once per backward pass: it is held until the last has had it, and at
+    most until the pass is over.
+    """
+
+    __slots__ = (
+        "__weakref__", "cached", "chain", "code", "content", "extent", "left", "pinned", "recipe", "sources",
+        "stream", "tensor", "uses", "version",
+    )  # fmt: skip
+
+    def __init__(self, content: Content) -> None:
+        self.content = content
+        self.tensor: Tensor | None = None
+        self.code: Any = None
+        self.recipe: Recipe | None = None
+        self.sources: dict[Content, Plan] = {}
+        self.chain, self.uses, self.left, self.pinned = 0, 0, 0, False
+        self.extent = NEVER, 0  # from the first byte that is asked for to the last
+        self.cached: Tensor | None = None
+        self.stream: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds between the forward and the backward pass."""
+        if self.recipe is not None or self.content.outside:
+            return 0
+        return self.code.nbytes if self.code is not None else self.content.nbytes
+
+    # Making it --------------------------------------------------------------------------------------------
+
+    def keep(self, t: Tensor, stash: Callable[[Tensor], Any] | None = None, offload: bool = False) -> None:
+        """Own the content, as it is on the storage of `t`."""
+        content = self.content
+        if content.outside or content.nbytes < 64:
+            pass
+        elif content.limit == 2:
+            self.code = Bits(entire(t))
+        elif content.limit is not None and (dtype := narrowest(content.limit)) is not t.dtype:
+            self.code = Narrow(entire(t), dtype)
+        elif content.nbytes > SMALL and offload and t.is_cuda:
+            self.code = Offloaded(entire(t))
+        elif (
+            content.nbytes > SMALL
+            and stash is not None
+            and t.dtype.is_floating_point
+            and t.dtype.itemsize > stash.itemsize
+        ):
+            self.code = stash(entire(t))
+        if self.code is None:
+            self.tensor, self.version = t.detach(), t._version
+
+    def make(self, recipe: Recipe, sources: dict[Content, Plan]) -> None:
+        """Own the recipe and the plans of its ingredients, and let the tensor go."""
+        self.recipe, self.sources = recipe, sources
+        self.tensor = self.code = None
+        self.chain = max((s.chain for s in sources.values()), default=0)
+        for ref in recipe.refs():
+            sources[ref.content].ask(ref)
+
+    def everything_below(self) -> Iterator[Plan]:
+        """It and all plans that it is made of."""
+        yield self
+        for source in self.sources.values():
+            yield from source.everything_below()
+
+    def copy_before_write(self, t: Tensor) -> None:
+        """Own a copy of the content: its storage is about to be written to, where `t` lies."""
+        if self.tensor is not None:
+            first, last = extent(t.size(), t.stride(), t.storage_offset(), t.dtype)
+            if first < self.extent[1] and self.extent[0] < last:  # else it is another part that is asked for
+                self.tensor = entire(self.tensor).clone()
+                self.version = self.tensor._version
+
+    def ask(self, part: Ref | Saved) -> None:
+        """Take note of somebody who will ask for a part of it."""
+        self.uses += 1
+        first, last = extent(part.size, part.stride, part.offset, part.dtype)
+        self.extent = min(first, self.extent[0]), max(last, self.extent[1])
+
+    # Having it --------------------------------------------------------------------------------------------
+
+    def have(self) -> Tensor:
+        """Return a tensor on whose storage the content is. It is not to be written to."""
+        if self.cached is not None and self.stream == _stream(self.cached):
+            result = self.cached
+            self.left -= 1
+            if self.left <= 0:
+                self.cached = None
+            return result
+        if self.recipe is None:
+            return self._kept()
+        result = self._make()
+        if self.uses > 1 and hold_until_end_of_backward(self):
+            self.cached, self.left, self.stream = result, self.uses - 1, _stream(result)
+        return result
+
+    def _kept(self) -> Tensor:
+        if self.code is not None:
+            return self.code.decode()
+        t = self.tensor
+        _check_version(t, self.version)
+        if t.untyped_storage().nbytes() < self.content.nbytes:
+            raise RuntimeError(
+                f"lean(): {_described(t)} that a gradient needs was freed after the forward pass, as sharded "
+                "training does with parameters; put lean() inside each sharded module, or keep them gathered "
+                "(reshard_after_forward=False)"
+            )
+        return t
+
+    def _make(self) -> Tensor:
+        recipe = self.recipe
+        args = [self._argument(a) for a in recipe.args]
+        kwargs = {k: self._argument(a) for k, a in recipe.kwargs.items()} if recipe.kwargs else {}
+        if recipe.rewrites:  # what an operation overwrote is made again, and overwritten again
+            first = recipe.args[0]
+            source = self.sources[first.content]
+            if source.recipe is None or source.uses > 1:
+                args[0] = part(entire(args[0]).clone(), first)
+            recipe.function(*args, **kwargs)
+            return args[0]
+        result = recipe.function(*args, **kwargs)
+        if isinstance(result, tuple | list):
+            result = result[0]
+        if recipe.like is not None and result.stride() != recipe.like[1]:
+            result = torch.empty_strided(*recipe.like, dtype=result.dtype, device=result.device).copy_(result)
+        return result
+
+    def _argument(self, a: Any) -> Any:
+        if type(a) is Ref:
+            return part(self.sources[a.content].have(), a)
+        if type(a) is list:
+            return [self._argument(b) for b in a]
+        return a
+
+
+def _stream(t: Tensor) -> Any:
+    return torch.cuda.current_stream(t.device) if t.is_cuda else None
+
+
+def extent(size: Sequence[int], stride: Sequence[int], offset: int, dtype: torch.dtype) -> tuple[int, int]:
+    """The bytes of its storage between which a tensor lies."""
+    if 0 in size:
+        return 0, 0
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    return offset * dtype.itemsize, (last + 1) * dtype.itemsize
+
+
+def entire(t: Tensor) -> Tensor:
+    """The whole storage of a tensor, flat."""
+    return torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage())
+
+
+def part(t: Tensor, ref: Ref | Saved) -> Tensor:
+    """The part of a content that was meant."""
+    if t.dtype is ref.dtype:
+        return t.as_strided(ref.size, ref.stride, ref.offset)
+    return torch.empty(0, dtype=ref.dtype, device=t.device).set_(
+        t.untyped_storage(), ref.offset, ref.size, ref.stride
+    )
+
+
+class Saved:
+    """What autograd holds instead of a tensor that it saved."""
+
+    __slots__ = ("dtype", "offset", "plan", "size", "stride")
+    asked: ClassVar[list[Saved] | None] = None  # a list: who is asked says so, and gives nothing (for the ledger)
+
+    def __init__(self, plan: Plan, t: Tensor) -> None:
+        self.plan, self.dtype = plan, t.dtype
+        self.size, self.stride, self.offset = t.size(), t.stride(), t.storage_offset()
+        plan.ask(self)
+
+    def have(self) -> Tensor:
+        """Return the tensor."""
+        if Saved.asked is not None:
+            Saved.asked.append(self)
+            return torch.empty(0, dtype=self.dtype)
+        with (
+            _lock,
+            torch._C._DisableTorchDispatch(),
+            torch._C._DisableAutocast(),
+            torch._C._AutoDispatchBelowAutograd(),
+        ):
+            return part(self.plan.have(), self)
+
+
+class SavedAsItIs:
+    """A tensor that autograd saved and lean() knows nothing about: a subclass, a sparse one, ..."""
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, t: Tensor) -> None:
+        self.tensor, self.version = t.detach(), None if t.is_inference() else t._version
+
+    def have(self) -> Tensor:
+        """Return the tensor."""
+        _check_version(self.tensor, self.version)
+        return self.tensor
+
+
+def _check_version(t: Tensor, version: int | None) -> None:
+    if version is not None and t._version != version:
+        raise RuntimeError(
+            f"lean(): {_described(t)} that a gradient needs was modified in place after the forward pass: it is "
+            f"at version {t._version}, expected version {version}"
+        )
+
+
+def _described(t: Tensor) -> str:
+    return f"a tensor of shape {tuple(t.shape)} and {t.dtype}"
+
+
+_lock = threading.RLock()
+_held: dict[int, list[weakref.ref[Plan]]] = {}
+
+
+def hold_until_end_of_backward(plan: Plan) -> bool:
+    """See to it that what a plan holds is let go when the backward pass is over; False outside of one."""
+    task = torch._C._current_graph_task_id()
+    if task == -1:
+        return False
+    if task not in _held:
+        while len(_held) > 8:  # passes that failed never came to their end
+            _let_go(next(iter(_held)))
+        _held[task] = []
+        Variable._execution_engine.queue_callback(lambda: _let_go(task))
+    _held[task].append(weakref.ref(plan))
+    return True
+
+
+def _let_go(task: int) -> None:
+    for ref in _held.pop(task, ()):
+        if (plan := ref()) is not None:
+            plan.cached = None

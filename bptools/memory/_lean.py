@@ -1,0 +1,363 @@
+"""`lean()`: less is kept for the backward pass of any model, and its gradients are the same to the last bit.
+
+Two hooks of torch are joined. A dispatch mode sees every ATen operation below autograd, whoever calls it, and
+notes on each new storage how its content was made (`_contents`). Saved-tensor hooks see every tensor that
+autograd is about to keep, and keep instead what its content can be made from again, where that takes fewer
+bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+import weakref
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import _codecs
+from ._cheap import aten, hidden_writes, indices_below, kind, products, special_way
+from ._contents import CHAIN, LONGEST, SMALL, Content, Plan, Recipe, Ref, Saved, SavedAsItIs
+
+STASHES = {"bf16": _codecs.BFloat16, "int8": _codecs.Int8}
+PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.nn.Buffer}
+BERNOULLI = {aten.bernoulli_, aten.bernoulli}
+
+
+def plain(t: Any) -> bool:
+    """Whether this is an ordinary dense tensor, which its storage says all about."""
+    return (
+        type(t) in PLAIN_TYPES
+        and t.layout is torch.strided
+        and t.device.type != "meta"
+        and not (t.is_conj() or t.is_neg() or t.is_quantized or t.is_inference())
+    )
+
+
+# What happens in the forward pass -----------------------------------------------------------------------------
+
+
+class Recorder(TorchDispatchMode):
+    """Notes on every new storage how its content was made."""
+
+    costly = False  # whether to note the recipes of matrix products too, because a budget may ask for them
+    supports_higher_order_operators = True  # and lets them through
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Say that compiled modules may run compiled; what they do within is then not seen."""
+        return True
+
+    def content(self, t: Tensor) -> Content:
+        """Return what is on the storage of a plain tensor."""
+        storage = t.untyped_storage()
+        content = getattr(storage, "_bptools_content", None)
+        if content is None or content.recorder is not self:
+            content = storage._bptools_content = Content(self, t, outside=True)
+        elif content.version != t._version:  # it was written to where nobody saw it
+            content = storage._bptools_content = Content(self, t, outside=content.outside)
+        elif content.tensor() is None:
+            content.tensor = weakref.ref(t)
+        return content
+
+    def note(self, t: Tensor) -> Content:
+        """Note a new content on the storage of a plain tensor."""
+        content = t.untyped_storage()._bptools_content = Content(self, t)
+        return content
+
+    def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(op, OpOverload) or torch.is_inference_mode_enabled():
+            return op(*args, **kwargs)
+        known = kind(op)
+        if known.view:
+            return op(*args, **kwargs)
+        recipe = None
+        if known.cheap or (known.matmul and self.costly):
+            recipe = self._recipe(op, args, kwargs)
+        written = [t for where in known.writes for t in _plain_tensors(_argument(where, args, kwargs))]
+        hidden = _plain_tensors(hidden_writes(op, args))
+        for t in (*written, *hidden):
+            self._before_write(t)
+        results = op(*args, **kwargs)
+        for t in hidden:
+            self.note(t).outside = True
+        for t in written:
+            self._after_write(op, t, recipe)
+        if not written:
+            self._after_making(op, args, _plain_tensors(results), recipe)
+        return results
+
+    def _recipe(self, function: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> Recipe | None:
+        """Return the recipe, unless it has an ingredient that is no plain tensor or has come too long a way."""
+        recipe = Recipe(function, [self._refer(a) for a in args], {k: self._refer(a) for k, a in kwargs.items()})
+        ingredients = [*recipe.args, *recipe.kwargs.values()]
+        ingredients += [b for a in ingredients if type(a) is list for b in a]
+        if any(isinstance(a, Tensor) for a in ingredients):
+            return None
+        recipe.length = 1 + max((ref.content.length() for ref in recipe.refs()), default=0)
+        return recipe if recipe.length <= LONGEST else None
+
+    def _refer(self, a: Any) -> Any:
+        """An argument of a recipe: plain tensors become references."""
+        if isinstance(a, Tensor):
+            return Ref(self.content(a), a) if plain(a) else a
+        if type(a) in (list, tuple) and any(isinstance(b, Tensor) for b in a):
+            return [self._refer(b) for b in a]
+        return a
+
+    def _before_write(self, t: Tensor) -> None:
+        content = self.content(t)
+        if (plan := content.plan()) is not None:
+            plan.copy_before_write(t)
+        elif content.limit == 2 and content.recipe is None and not content.outside and content.nbytes > SMALL:
+            content.held = plan = Plan(content)  # a mask in bits, for what is made of it by writing over it
+            content.plan = weakref.ref(plan)
+            plan.keep(t)
+        content.tensor = _gone
+
+    def _after_write(self, op: OpOverload, t: Tensor, recipe: Recipe | None) -> None:
+        outside = self.content(t).outside
+        content = self.note(t)
+        content.outside = outside
+        content.version = t._version + 1  # autograd counts when the operation has returned
+        if op.overloadpacket in BERNOULLI and t.nbytes == content.nbytes:
+            content.limit = 2
+        elif recipe is not None and not outside:
+            recipe.rewrites = True
+            content.recipe = recipe
+
+    def _after_making(self, op: OpOverload, args: Any, results: list[Tensor], recipe: Recipe | None) -> None:
+        known = kind(op)
+        made: list[Content | None] = []
+        for t in results:
+            content = getattr(t.untyped_storage(), "_bptools_content", None)
+            as_it_was = content is not None and content.recorder is self and content.version == t._version
+            made.append(None if as_it_was else self.note(t))
+        if not made or made[0] is None:
+            return
+        content = made[0]
+        if op.overloadpacket in BERNOULLI:
+            content.limit = 2
+        if len(made) > 1 and made[1] is not None and (limit := indices_below(op, args)) is not None:
+            made[1].limit = limit
+        if known.special and content.nbytes > SMALL:
+            way = special_way(op, args, results)
+            recipe = None if way is None else self._recipe(*way, {})
+        if recipe is not None and results[0].nbytes == content.nbytes > SMALL:
+            recipe.like = results[0].size(), results[0].stride()
+            if known.matmul:
+                content.costly = recipe
+            else:
+                content.recipe = recipe
+
+
+def _argument(where: int | str, args: Any, kwargs: Any) -> Any:
+    return kwargs.get(where) if isinstance(where, str) else args[where] if where < len(args) else None
+
+
+def _plain_tensors(a: Any) -> list[Tensor]:
+    if isinstance(a, Tensor):
+        return [a] if plain(a) else []
+    return [t for t in a if plain(t)] if isinstance(a, list | tuple) else []
+
+
+def _gone() -> None:
+    return None
+
+
+class Session:
+    """What one `lean()` block keeps, and by which policy.
+
+    Attributes:
+        kept_bytes: bytes that are kept for the backward pass now, parameters, buffers and inputs not counted.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder | None = None,
+        stash: str | None = None,
+        offload: str | None = None,
+        budget: int | None = None,
+    ) -> None:
+        self.recorder, self.stash, self.offload, self.budget = recorder, STASHES.get(stash), offload, budget
+        self.plans: weakref.WeakSet[Plan] = weakref.WeakSet()
+
+    @property
+    def kept_bytes(self) -> int:
+        sizes = {
+            id(plan) if plan.tensor is None else plan.tensor.untyped_storage()._cdata: plan for plan in self.plans
+        }
+        return sum(plan.nbytes for plan in sizes.values())
+
+    # When autograd saves a tensor -------------------------------------------------------------------------
+
+    def pack(self, t: Tensor) -> Saved | SavedAsItIs:
+        """Return what is to be held instead of the tensor."""
+        with torch._C._DisableTorchDispatch(), torch.no_grad():
+            if not plain(t):
+                return SavedAsItIs(t)
+            plan = self.plan(self.recorder.content(t), t)
+            if not plan.uses and plan.recipe is not None:
+                plan.chain += 1
+            saved = Saved(plan, t)
+            if self.budget is not None:
+                self._keep_to_budget()
+            return saved
+
+    def plan(self, content: Content, t: Tensor | None = None) -> Plan:
+        """Return how a content will be had; decide it if it is not decided."""
+        if (plan := content.plan()) is not None:
+            return plan
+        plan = Plan(content)
+        content.plan = weakref.ref(plan)
+        if t is not None:
+            content.tensor = lambda: t  # while it is decided
+        spare: list[Content] = []
+        if not self._make_again(plan, spare):
+            plan.keep(content.tensor(), self.stash, self.offload)
+            for other in spare:
+                other.waiting = [*(other.waiting or ()), weakref.ref(plan)]
+        if t is not None:
+            content.tensor = weakref.ref(t)
+        self.plans.add(plan)
+        for ref in content.waiting or ():
+            if (other := ref()) is not None:
+                self._make_again(other, [], only_if_free=True)
+        content.waiting = None
+        return plan
+
+    def _make_again(self, plan: Plan, spare: list[Content], only_if_free: bool = False) -> bool:
+        """Have the plan make its content again, if that takes fewer bytes than keeping it."""
+        content = plan.content
+        if content.outside or content.recipe is None or plan.recipe is not None:
+            return False
+        kept = plan.nbytes if only_if_free else content.size_if_kept()
+        if kept <= SMALL:
+            return False
+        price = content.recipe.price({content: None}, kept, spare)
+        if price >= (1 if only_if_free else kept):
+            return False
+        sources = {ref.content: self.plan(ref.content) for ref in content.recipe.refs()}
+        self.plans.update(sources.values())
+        if max((s.chain for s in sources.values()), default=0) >= CHAIN:
+            return False
+        plan.make(content.recipe, sources)
+        for source in sources:
+            source.held = None  # the plan holds it from now on
+        return True
+
+    def _keep_to_budget(self) -> None:
+        """Have matrix products done again, the ones of fewest multiplications a byte first, until it will do."""
+        excess = self.kept_bytes - self.budget
+        if excess <= 0:
+            return
+        candidates = [
+            plan
+            for plan in self.plans
+            if plan.recipe is None and plan.content.costly is not None and not plan.pinned and plan.nbytes > SMALL
+        ]
+        for plan in sorted(candidates, key=lambda plan: products(plan.content.costly)):
+            recipe = plan.content.costly
+            if recipe.price({plan.content: None}, plan.nbytes) > 0:
+                continue
+            sources = {ref.content: self.plan(ref.content) for ref in recipe.refs()}
+            below = {p for source in sources.values() for p in source.everything_below()}
+            if any(p.recipe is not None and p.recipe is p.content.costly for p in below):
+                continue  # one deep: else all would be made again at once
+            for p in below:
+                p.pinned = True
+            excess -= plan.nbytes
+            plan.make(recipe, sources)
+            if excess <= 0:
+                return
+
+
+# The context manager ------------------------------------------------------------------------------------------
+
+_here = threading.local()  # the recorder of this thread, and the blocks that are open in it
+
+
+def _have(saved: Saved | SavedAsItIs) -> Tensor:
+    return saved.have()
+
+
+class lean(contextlib.ContextDecorator):
+    """Keep less for the backward pass of whatever runs in the block; the gradients are the same to the last bit.
+
+    Put it around the forward pass and the loss; the backward pass may be inside or outside::
+
+        with bptools.lean():
+            loss = loss_fn(model(x), y)
+        loss.backward()
+
+    The model is not edited, and may be anybody's. What autograd would keep is kept as the recipe to make it again
+    where that takes fewer bytes: activations from their inputs, norms, softmax, dropout from one bit an element,
+    casts, copies, residual sums. Matrix products, convolutions and attention are not done twice. It can be used
+    as a decorator, nested (the inner block's policy holds in it), and by several threads, each for itself.
+
+    It sees what goes through torch's dispatcher. What runs compiled within keeps what the compiler chose to
+    keep. A write that no version counts, through `numpy()` or by a kernel on a bare pointer, goes unseen where
+    the tensor was made by torch in this block: see to it that such a kernel marks its inputs dirty, as autograd
+    asks anyway.
+
+    Args:
+        stash: lossy: `"bf16"` or `"int8"` (256 elements to a scale) keeps what must be kept of floating point
+            activations in 2 or 1 bytes an element. Gradients are then no longer the same; BENCHMARKS.md has
+            figures.
+        offload: `"cpu"`: keeps it in pinned memory of the host, of tensors on a GPU.
+        budget: bytes that may be kept. Where it is exceeded, matrix products, convolutions and attention are done
+            again too, as few as it takes, one deep: what they are made of is at hand or cheap. A warning says so
+            if that is not enough.
+
+    Returns:
+        On entry a `Session`, whose `kept_bytes` says what is kept at the moment.
+
+    Raises:
+        ValueError: if an option is none of these.
+        RuntimeError: if it is used inside what torch.compile compiles (put it around), or, in the backward pass,
+        if
+            a kept tensor was modified in place or freed after the block.
+    """
+
+    def __init__(
+        self,
+        *,
+        stash: Literal["bf16", "int8"] | None = None,
+        offload: Literal["cpu"] | None = None,
+        budget: int | None = None,
+    ) -> None:
+        for name, value, known in (("stash", stash, STASHES), ("offload", offload, ("cpu",))):
+            if value is not None and value not in known:
+                raise ValueError(f"lean: {name} must be {' or '.join(map(repr, known))} or None, got {value!r}")
+        if budget is not None and (not isinstance(budget, int) or budget < 0):
+            raise ValueError(f"lean: budget must be a number of bytes, at least 0, or None, got {budget!r}")
+        self.stash, self.offload, self.budget = stash, offload, budget
+
+    def __enter__(self) -> Session:
+        if torch.compiler.is_compiling():
+            raise RuntimeError("lean(): put it around what is compiled, it cannot be inside")
+        with contextlib.ExitStack() as stack:
+            recorder = getattr(_here, "recorder", None)
+            if recorder is None:
+                recorder = _here.recorder = Recorder()
+                stack.callback(setattr, _here, "recorder", None)
+                stack.enter_context(recorder)
+            recorder.costly |= self.budget is not None
+            session = Session(recorder, self.stash, self.offload, self.budget)
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(session.pack, _have))
+            if not hasattr(_here, "open"):
+                _here.open = []
+            _here.open.append((stack.pop_all(), session))
+        return session
+
+    def __exit__(self, *exc: Any) -> None:
+        stack, session = _here.open.pop()
+        stack.__exit__(*exc)
+        if self.budget is not None and exc[0] is None and (kept := session.kept_bytes) > self.budget:
+            warnings.warn(f"lean(): {kept} bytes are kept, the budget was {self.budget}", stacklevel=2)
