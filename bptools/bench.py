@@ -1,14 +1,18 @@
-"""Each op beside torch's own, in one process: `bptools bench ops`.
+"""Each op beside torch's own, in one process: `bptools bench ops`. Whole models: `bptools bench MODEL`.
 
-The contenders take turns, so that a machine that slows down slows all of them, and medians are compared. Times are
-of one forward and backward. What is kept is what autograd holds between the two beside inputs and parameters.
+Of ops, the contenders take turns, so that a machine that slows down slows all of them, and medians are compared.
+Times are of one forward and backward. What is kept is what autograd holds between the two beside inputs and
+parameters.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import random
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +27,10 @@ from rich.table import Table
 from torch import Tensor
 
 import bptools.functional as B
+from bptools.memory import _bench
 from bptools.ops import backend
+
+Contender = Literal["eager", "lean", "checkpoint", "compile", "liger"]
 
 
 @dataclass(frozen=True)
@@ -140,14 +147,58 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
     return result
 
 
-def bench(what: tyro.conf.Positional[Literal["ops"]], *, seconds: float = 2.0, write: Path | None = None) -> None:
-    """Time ours beside torch's, taking turns in one process: forward and backward, float32, on the CPU.
+def bench(
+    what: tyro.conf.Positional[tuple[str, ...]],
+    *,
+    seconds: float = 2.0,
+    batch: int = 8,
+    size: int | None = None,
+    contenders: tuple[Contender, ...] = ("eager", "lean", "checkpoint"),
+    rounds: int = 5,
+    device: str = "cpu",
+    write: Path | None = None,
+) -> None:
+    """Time each op beside torch's, or train models in several ways side by side, taking turns in one process.
 
     Args:
-        what: `ops`: every op at one realistic size.
+        what: `ops`: every op at one realistic size, forward and backward, float32, on the CPU. `models`: the eight
+            models of BENCHMARKS.md. Or models by name: `torchvision:resnet50`, `transformers:bert`,
+            `transformers:config.json`, `timm:...`, `package.module:callable`; settings follow as
+            `transformers:bert,num_hidden_layers=2`.
         seconds: how long to measure each op, after as long a warm-up.
-        write: a Markdown file to write the table to as well.
+        batch: of models: how many pictures or sequences.
+        size: of models: the side of a picture (224 by default), or the length of a sequence (128).
+        contenders: of models: in which ways. Eager is always among them.
+        rounds: of models: how many steps of each are timed.
+        device: of models: where.
+        write: a Markdown file to write the tables to as well, in place of those of an earlier time.
     """
+    if what == ("ops",):
+        return _bench_ops(seconds, write)
+    sys.path.insert(0, os.getcwd())
+    specs = [spec for word in what for spec in (_bench.MODELS if word == "models" else (word,))]
+    command = f"uv run bptools {shlex.join(sys.argv[1:])}"
+    try:
+        if "ops" in what or not what:
+            raise ValueError(f"expected `ops` alone, or `models` and names of models, got {' '.join(what)!r}")
+        if rounds < 0:
+            raise ValueError(f"--rounds must be at least 0, got {rounds}")
+        _bench.bench_models(
+            specs,
+            write=write,
+            command=command,
+            batch=batch,
+            size=size,
+            contenders=contenders,
+            rounds=rounds,
+            device=device,
+        )
+    except ValueError as error:
+        print(f"bptools bench: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _bench_ops(seconds: float, write: Path | None) -> None:
     head = ("op", "size", "torch ms", "auto ms", "auto / torch", "formula / torch", "kept, torch", "kept, ours")
     rows = []
     console = Console()
@@ -176,13 +227,10 @@ def bench(what: tyro.conf.Positional[Literal["ops"]], *, seconds: float = 2.0, w
         machine = (
             f"{torch.get_num_threads()} cores of a virtual {platform.machine()} machine, torch {torch.__version__}"
         )
-        lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-        write.write_text(_PAGE.format(machine=machine, table="\n".join(lines)), encoding="utf-8")
+        _bench.write_section(write, _SECTION.format(machine=machine, table=_bench.markdown(rows, head)))
 
 
-_PAGE = """# Benchmarks
-
-## Each op beside torch's
+_SECTION = """## Each op beside torch's
 
 `uv run bptools bench ops --write BENCHMARKS.md`, on {machine}.
 Medians of interleaved runs of one forward and backward in float32. `auto` is what a user gets; `formula` is the

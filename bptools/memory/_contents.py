@@ -25,6 +25,7 @@ from ._codecs import Bits, Narrow, Offloaded, narrowest
 
 SMALL = 1 << 14  # bytes that are not worth an operation
 CHAIN = 8  # recipes that may stand on one another before a link is kept, so that not all are made at once
+TINY = 64  # bytes that are not worth a code
 LONGEST = 100  # operations from what is kept to what is made of it
 SEARCH = 200  # contents that are looked at before a recipe is given up as too dear
 NEVER = float("inf")
@@ -182,7 +183,7 @@ class Plan:
     def keep(self, t: Tensor, stash: Callable[[Tensor], Any] | None = None, offload: bool = False) -> None:
         """Own the content, as it is on the storage of `t`."""
         content = self.content
-        if content.outside or content.nbytes < 64:
+        if content.outside or content.nbytes < TINY:
             pass
         elif content.limit == 2:
             self.code = Bits(entire(t))
@@ -225,8 +226,9 @@ class Plan:
     def ask(self, part: Ref | Saved) -> None:
         """Take note of somebody who will ask for a part of it."""
         self.uses += 1
-        first, last = extent(part.size, part.stride, part.offset, part.dtype)
-        self.extent = min(first, self.extent[0]), max(last, self.extent[1])
+        if self.extent != (0, self.content.nbytes):
+            first, last = extent(part.size, part.stride, part.offset, part.dtype)
+            self.extent = min(first, self.extent[0]), max(last, self.extent[1])
 
     # Having it --------------------------------------------------------------------------------------------
 
@@ -292,7 +294,9 @@ def extent(size: Sequence[int], stride: Sequence[int], offset: int, dtype: torch
     """The bytes of its storage between which a tensor lies."""
     if 0 in size:
         return 0, 0
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    last = offset
+    for n, step in zip(size, stride, strict=True):
+        last += (n - 1) * step
     return offset * dtype.itemsize, (last + 1) * dtype.itemsize
 
 
@@ -304,6 +308,8 @@ def entire(t: Tensor) -> Tensor:
 def part(t: Tensor, ref: Ref | Saved) -> Tensor:
     """The part of a content that was meant."""
     if t.dtype is ref.dtype:
+        if t.size() == ref.size and t.stride() == ref.stride and t.storage_offset() == ref.offset:
+            return t
         return t.as_strided(ref.size, ref.stride, ref.offset)
     return torch.empty(0, dtype=ref.dtype, device=t.device).set_(
         t.untyped_storage(), ref.offset, ref.size, ref.stride
@@ -326,6 +332,8 @@ class Saved:
         if Saved.asked is not None:
             Saved.asked.append(self)
             return torch.empty(0, dtype=self.dtype)
+        if self.plan.tensor is not None:
+            return part(self.plan.have(), self)
         with (
             _lock,
             torch._C._DisableTorchDispatch(),

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _codecs
 from ._cheap import aten, hidden_writes, indices_below, kind, products, special_way
-from ._contents import CHAIN, LONGEST, SMALL, Content, Plan, Recipe, Ref, Saved, SavedAsItIs
+from ._contents import CHAIN, LONGEST, SMALL, TINY, Content, Plan, Recipe, Ref, Saved, SavedAsItIs
 
 STASHES = {"bf16": _codecs.BFloat16, "int8": _codecs.Int8}
 PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.nn.Buffer}
@@ -31,12 +31,16 @@ BERNOULLI = {aten.bernoulli_, aten.bernoulli}
 
 def plain(t: Any) -> bool:
     """Whether this is an ordinary dense tensor, which its storage says all about."""
-    return (
-        type(t) in PLAIN_TYPES
-        and t.layout is torch.strided
-        and t.device.type != "meta"
-        and not (t.is_conj() or t.is_neg() or t.is_quantized or t.is_inference())
-    )
+    if type(t) not in PLAIN_TYPES:
+        return False
+    keys = torch._C._dispatch_keys(t).raw_repr()
+    if keys not in _plain_keys:
+        odd = t.is_conj() or t.is_neg() or t.is_quantized or t.is_inference()
+        _plain_keys[keys] = t.layout is torch.strided and t.device.type != "meta" and not odd
+    return _plain_keys[keys]
+
+
+_plain_keys: dict[int, bool] = {}
 
 
 # What happens in the forward pass -----------------------------------------------------------------------------
@@ -61,7 +65,7 @@ class Recorder(TorchDispatchMode):
             content = storage._bptools_content = Content(self, t, outside=True)
         elif content.version != t._version:  # it was written to where nobody saw it
             content = storage._bptools_content = Content(self, t, outside=content.outside)
-        elif content.tensor() is None:
+        elif content.tensor is not _gone and content.tensor() is None:
             content.tensor = weakref.ref(t)
         return content
 
@@ -115,7 +119,12 @@ class Recorder(TorchDispatchMode):
         content = self.content(t)
         if (plan := content.plan()) is not None:
             plan.copy_before_write(t)
-        elif content.limit == 2 and content.recipe is None and not content.outside and content.nbytes > SMALL:
+        elif (
+            content.limit == 2
+            and content.recipe is None
+            and not content.outside
+            and content.nbytes >= max(TINY, SMALL)
+        ):
             content.held = plan = Plan(content)  # a mask in bits, for what is made of it by writing over it
             content.plan = weakref.ref(plan)
             plan.keep(t)
@@ -199,16 +208,20 @@ class Session:
 
     def pack(self, t: Tensor) -> Saved | SavedAsItIs:
         """Return what is to be held instead of the tensor."""
-        with torch._C._DisableTorchDispatch(), torch.no_grad():
-            if not plain(t):
-                return SavedAsItIs(t)
-            plan = self.plan(self.recorder.content(t), t)
-            if not plan.uses and plan.recipe is not None:
-                plan.chain += 1
-            saved = Saved(plan, t)
-            if self.budget is not None:
+        if not plain(t):
+            return SavedAsItIs(t)
+        content = self.recorder.content(t)
+        plan = content.plan()
+        if plan is None:
+            with torch._C._DisableTorchDispatch(), torch.no_grad():
+                plan = self.plan(content, t)
+        if not plan.uses and plan.recipe is not None:
+            plan.chain += 1
+        saved = Saved(plan, t)
+        if self.budget is not None:
+            with torch._C._DisableTorchDispatch(), torch.no_grad():
                 self._keep_to_budget()
-            return saved
+        return saved
 
     def plan(self, content: Content, t: Tensor | None = None) -> Plan:
         """Return how a content will be had; decide it if it is not decided."""
@@ -216,6 +229,7 @@ class Session:
             return plan
         plan = Plan(content)
         content.plan = weakref.ref(plan)
+        before = content.tensor
         if t is not None:
             content.tensor = lambda: t  # while it is decided
         spare: list[Content] = []
@@ -224,7 +238,7 @@ class Session:
             for other in spare:
                 other.waiting = [*(other.waiting or ()), weakref.ref(plan)]
         if t is not None:
-            content.tensor = weakref.ref(t)
+            content.tensor = weakref.ref(t) if before() is None else before
         self.plans.add(plan)
         for ref in content.waiting or ():
             if (other := ref()) is not None:

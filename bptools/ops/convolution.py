@@ -89,6 +89,7 @@ def _columns(t: Tensor, groups: int) -> Tensor:
 
 
 def _kernel_forward(x, weight, bias, stride, padding, dilation, groups):
+    x, weight = _regular(x), _regular(weight)
     return torch.convolution(x, weight, bias, stride, padding, dilation, False, (0,) * len(stride), groups)
 
 
@@ -96,13 +97,34 @@ def _kernel_backward(dy, x, weight, stride, padding, dilation, groups, x_shape, 
     if x is None and weight is None:
         return None, None, dy.sum((0, *range(2, dy.dim())))
     # Of the one that was not kept the kernel reads nothing but the shape.
-    x = dy.new_empty(x_shape) if x is None else x
-    weight = dy.new_empty(weight_shape) if weight is None else weight
+    x = dy.new_empty(x_shape) if x is None else _regular(x)
+    weight = dy.new_empty(weight_shape) if weight is None else _regular(weight)
     mask = ["x" in needs, "weight" in needs, "bias" in needs]
     zeros = [0] * len(stride)
     return aten.convolution_backward(
         dy, x, weight, [dy.shape[1]], stride, padding, dilation, False, zeros, groups, mask
     )
+
+
+def _regular(t: Tensor) -> Tensor:
+    """t, seen with the strides of its layout in dimensions of size 1 too, where any stride finds the numbers.
+
+    By those strides ATen's CPU kernels (torch 2.15) tell a channels-last tensor from a contiguous one, and not alike
+    for x and weight: they read the one in the order of the other, or raise. Nothing is copied.
+    """
+    sizes, strides, seen = t.shape, t.stride(), None
+    if not torch.compiler.is_compiling() and 1 not in sizes:  # Dynamo cannot ask it of a size that is data
+        return t
+    for order in (range(t.dim()), (0, *range(2, t.dim()), 1)):  # contiguous, and channels last
+        regular, step = [0] * t.dim(), 1
+        for i in reversed(order):
+            regular[i], step = step, step * sizes[i]
+        if strides == tuple(regular):
+            return t
+        fits = (a == b or size == 1 for a, b, size in zip(strides, regular, sizes, strict=True))
+        if seen is None and all(fits):
+            seen = regular
+    return t if seen is None else t.as_strided(sizes, seen)
 
 
 convolution = Op(
