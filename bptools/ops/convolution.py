@@ -109,8 +109,8 @@ def _kernel_backward(dy, x, weight, stride, padding, dilation, groups, x_shape, 
 def _regular(t: Tensor) -> Tensor:
     """t, seen with the strides of its layout in dimensions of size 1 too, where any stride finds the numbers.
 
-    By those strides ATen's CPU kernels (torch 2.15) tell a channels-last tensor from a contiguous one, and not alike
-    for x and weight: they read the one in the order of the other, or raise. Nothing is copied.
+    By those strides ATen tells a channels-last tensor from a contiguous one, but not alike for x and weight: on a
+    CPU (torch 2.15) it then reads the one in the order of the other, or raises. Nothing is copied.
     """
     sizes, strides, seen = t.shape, t.stride(), None
     if not torch.compiler.is_compiling() and 1 not in sizes:  # Dynamo cannot ask it of a size that is data

@@ -70,3 +70,45 @@ def test_our_layer_norm_has_the_right_second_derivative_of_a_bias_alone():
 @pytest.mark.xfail(strict=False, reason="torch 2.15: wrong where there is a bias and no weight")
 def test_torchs_layer_norm_has_the_right_second_derivative_of_a_bias_alone():
     torch.testing.assert_close(bias_hessian(torch.nn.functional.layer_norm), bias_hessian(bias_added))
+
+
+ODD_STRIDES = pytest.mark.parametrize(
+    ("odd", "dtype"), [("input", torch.float64), ("weight", torch.float32), ("weight", torch.float64)], ids=str
+)
+
+
+def grouped_convolutions(conv2d, odd: str, dtype: torch.dtype) -> list[list[torch.Tensor]]:
+    """The result and the gradients of channels-last tensors, and of the same numbers contiguous.
+
+    One of the tensors has a dimension of size 1 whose stride is not what channels last makes it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, w = (
+        torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype).permute(0, 3, 1, 2)
+        for shape in ((2, 5, 1, 4), (6, 2, 1, 2))
+    )
+    if odd == "input":
+        x = x[0].unsqueeze(0)  # strides (4, 1, 4, 4): so conv2d itself makes a batch of a single image
+    else:
+        w = w.squeeze(3).unsqueeze(3)  # strides (4, 1, 2, 1): so conv2d can be given a weight of conv1d
+    found = []
+    for tensors in ((x, w), (x.contiguous(), w.contiguous())):
+        inputs = [t.detach().requires_grad_() for t in tensors]
+        y = conv2d(*inputs, groups=2)
+        found.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    return found
+
+
+@ODD_STRIDES
+def test_our_conv2d_takes_any_stride_in_a_dimension_of_size_1(odd, dtype):
+    torch.testing.assert_close(*grouped_convolutions(B.conv2d, odd, dtype))
+
+
+@ODD_STRIDES
+@pytest.mark.xfail(
+    strict=False,
+    raises=(AssertionError, RuntimeError),
+    reason="torch 2.15: the CPU's kernels take x for channels last and weight for contiguous, or the reverse",
+)
+def test_torchs_conv2d_takes_any_stride_in_a_dimension_of_size_1(odd, dtype):
+    torch.testing.assert_close(*grouped_convolutions(torch.nn.functional.conv2d, odd, dtype))
