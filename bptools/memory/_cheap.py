@@ -180,6 +180,14 @@ def indices_below(op: OpOverload, args: tuple[Any, ...]) -> int | None:
     return None
 
 
+def repeatable(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a matrix product or the like gives the same again: attention that draws a dropout mask does not."""
+    for i, a in enumerate(op._schema.arguments):
+        if a.name == "dropout_p":
+            return (args[i] if i < len(args) else kwargs.get(a.name, 0)) == 0
+    return True
+
+
 def products(recipe: Recipe) -> int:
     """Multiplications for each element of the result of a matrix product or the like."""
     packet = recipe.function.overloadpacket

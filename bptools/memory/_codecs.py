@@ -51,7 +51,7 @@ class Narrow:
 
 
 class BFloat16:
-    """Floating point numbers rounded to bfloat16: a relative error of at most 2⁻⁹."""
+    """Floating point numbers rounded to bfloat16: a relative error of at most 2⁻⁸."""
 
     itemsize = 2
 
@@ -70,13 +70,18 @@ class Int8:
 
     def __init__(self, flat: Tensor) -> None:
         self.dtype, self.numel = flat.dtype, flat.numel()
-        groups = torch.nn.functional.pad(flat, (0, -self.numel % GROUP)).view(-1, GROUP).float()
+        groups = self._groups(flat).float()
         self.scale = groups.abs().amax(1, keepdim=True).div_(127)
-        self.code = groups.div_(self.scale.clamp(min=torch.finfo(torch.float32).tiny)).round_().to(torch.int8)
+        groups.div_(self.scale.clamp(min=torch.finfo(torch.float32).tiny)).round_()
+        self.code = groups.view(-1)[: self.numel].to(torch.int8)
         self.nbytes = self.code.nbytes + self.scale.nbytes
 
+    @staticmethod
+    def _groups(flat: Tensor) -> Tensor:
+        return torch.nn.functional.pad(flat, (0, -flat.numel() % GROUP)).view(-1, GROUP)
+
     def decode(self) -> Tensor:
-        return self.code.float().mul_(self.scale).view(-1)[: self.numel].to(self.dtype)
+        return self._groups(self.code).float().mul_(self.scale).view(-1)[: self.numel].to(self.dtype)
 
 
 class Offloaded:

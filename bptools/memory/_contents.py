@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +79,8 @@ class Content:
         outside: whether it was there before: a parameter, a buffer, an input. It is somebody else's to keep.
         recipe: what makes it, if that is cheap.
         costly: what makes it, if that is a matrix product or the like and a budget may ask for it.
-        limit: that it holds integers from 0 to this, or for 2 also truth values and numbers that are 0 or 1.
+        dtype: of the tensor that it was made as.
+        limit: that, in this dtype, it holds integers from 0 to below this; if 2, perhaps as floats.
         tensor: returns a tensor on the storage while there is one.
         plan: returns how the backward pass will have it, while it will.
         held: such a plan, held from here because the storage has been written to since.
@@ -87,15 +88,15 @@ class Content:
     """
 
     __slots__ = (
-        "costly", "held", "limit", "nbytes", "outside", "plan", "recipe", "recorder", "tensor", "version",
-        "waiting",
+        "__weakref__", "costly", "dtype", "held", "limit", "nbytes", "outside", "plan", "recipe", "recorder",
+        "tensor", "version", "waiting",
     )  # fmt: skip
 
     def __init__(
         self, recorder: object, t: Tensor, *, outside: bool = False, recipe: Recipe | None = None
     ) -> None:
         self.recorder, self.outside, self.recipe, self.costly = recorder, outside, recipe, None
-        self.nbytes, self.version = t.untyped_storage().nbytes(), t._version
+        self.nbytes, self.version, self.dtype = t.untyped_storage().nbytes(), t._version, t.dtype
         base = t._base if outside else None
         self.tensor: Callable[[], Tensor | None] = weakref.ref(t if base is None else base)
         self.limit = 2 if t.dtype is torch.bool else None
@@ -186,9 +187,9 @@ class Plan:
         if content.outside or content.nbytes < TINY:
             pass
         elif content.limit == 2:
-            self.code = Bits(entire(t))
-        elif content.limit is not None and (dtype := narrowest(content.limit)) is not t.dtype:
-            self.code = Narrow(entire(t), dtype)
+            self.code = Bits(entire(t, content.dtype))
+        elif content.limit is not None and (dtype := narrowest(content.limit)) is not content.dtype:
+            self.code = Narrow(entire(t, content.dtype), dtype)
         elif content.nbytes > SMALL and offload and t.is_cuda:
             self.code = Offloaded(entire(t))
         elif (
@@ -219,9 +220,11 @@ class Plan:
         """Own a copy of the content: its storage is about to be written to, where `t` lies."""
         if self.tensor is not None:
             first, last = extent(t.size(), t.stride(), t.storage_offset(), t.dtype)
-            if first < self.extent[1] and self.extent[0] < last:  # else it is another part that is asked for
+            if first < self.extent[1] and self.extent[0] < last:
                 self.tensor = entire(self.tensor).clone()
                 self.version = self.tensor._version
+            else:  # what is asked for lies elsewhere; nobody else may ask now
+                self.content.plan = _none
 
     def ask(self, part: Ref | Saved) -> None:
         """Take note of somebody who will ask for a part of it."""
@@ -300,9 +303,9 @@ def extent(size: Sequence[int], stride: Sequence[int], offset: int, dtype: torch
     return offset * dtype.itemsize, (last + 1) * dtype.itemsize
 
 
-def entire(t: Tensor) -> Tensor:
+def entire(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The whole storage of a tensor, flat."""
-    return torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage())
+    return torch.empty(0, dtype=dtype or t.dtype, device=t.device).set_(t.untyped_storage())
 
 
 def part(t: Tensor, ref: Ref | Saved) -> Tensor:
@@ -320,7 +323,6 @@ class Saved:
     """What autograd holds instead of a tensor that it saved."""
 
     __slots__ = ("dtype", "offset", "plan", "size", "stride")
-    asked: ClassVar[list[Saved] | None] = None  # a list: who is asked says so, and gives nothing (for the ledger)
 
     def __init__(self, plan: Plan, t: Tensor) -> None:
         self.plan, self.dtype = plan, t.dtype
@@ -329,9 +331,6 @@ class Saved:
 
     def have(self) -> Tensor:
         """Return the tensor."""
-        if Saved.asked is not None:
-            Saved.asked.append(self)
-            return torch.empty(0, dtype=self.dtype)
         if self.plan.tensor is not None:
             return part(self.plan.have(), self)
         with (
@@ -379,8 +378,8 @@ def hold_until_end_of_backward(plan: Plan) -> bool:
     if task == -1:
         return False
     if task not in _held:
-        while len(_held) > 8:  # passes that failed never came to their end
-            _let_go(next(iter(_held)))
+        for other in [k for k, plans in _held.items() if all(ref() is None for ref in plans)]:
+            del _held[other]  # a pass that failed never comes to its end
         _held[task] = []
         Variable._execution_engine.queue_callback(lambda: _let_go(task))
     _held[task].append(weakref.ref(plan))

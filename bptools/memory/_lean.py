@@ -21,7 +21,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _codecs
-from ._cheap import aten, hidden_writes, indices_below, kind, products, special_way
+from ._cheap import aten, hidden_writes, indices_below, kind, products, repeatable, special_way
 from ._contents import CHAIN, LONGEST, SMALL, TINY, Content, Plan, Recipe, Ref, Saved, SavedAsItIs
 
 STASHES = {"bf16": _codecs.BFloat16, "int8": _codecs.Int8}
@@ -52,6 +52,16 @@ class Recorder(TorchDispatchMode):
     costly = False  # whether to note the recipes of matrix products too, because a budget may ask for them
     supports_higher_order_operators = True  # and lets them through
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[weakref.ref[Content]] = []
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        for ref in self.outside:  # whom nothing binds any more: torch.utils.swap_tensors asks for that
+            if (content := ref()) is not None:
+                content.tensor = _gone
+
     @classmethod
     def is_infra_mode(cls) -> bool:
         """Say that compiled modules may run compiled; what they do within is then not seen."""
@@ -63,6 +73,7 @@ class Recorder(TorchDispatchMode):
         content = getattr(storage, "_bptools_content", None)
         if content is None or content.recorder is not self:
             content = storage._bptools_content = Content(self, t, outside=True)
+            self.outside.append(weakref.ref(content))
         elif content.version != t._version:  # it was written to where nobody saw it
             content = storage._bptools_content = Content(self, t, outside=content.outside)
         elif content.tensor is not _gone and content.tensor() is None:
@@ -82,7 +93,7 @@ class Recorder(TorchDispatchMode):
         if known.view:
             return op(*args, **kwargs)
         recipe = None
-        if known.cheap or (known.matmul and self.costly):
+        if known.cheap or (known.matmul and self.costly and repeatable(op, args, kwargs)):
             recipe = self._recipe(op, args, kwargs)
         written = [t for where in known.writes for t in _plain_tensors(_argument(where, args, kwargs))]
         hidden = _plain_tensors(hidden_writes(op, args))
@@ -259,37 +270,79 @@ class Session:
             return False
         sources = {ref.content: self.plan(ref.content) for ref in content.recipe.refs()}
         self.plans.update(sources.values())
-        if max((s.chain for s in sources.values()), default=0) >= CHAIN:
+        long = max((s.chain for s in sources.values()), default=0) >= CHAIN
+        if long and (plan.tensor is not None or content.tensor() is not None):
             return False
         plan.make(content.recipe, sources)
         for source in sources:
             source.held = None  # the plan holds it from now on
         return True
 
+    # When a budget is exceeded ----------------------------------------------------------------------------
+
     def _keep_to_budget(self) -> None:
         """Have matrix products done again, the ones of fewest multiplications a byte first, until it will do."""
         excess = self.kept_bytes - self.budget
         if excess <= 0:
             return
-        candidates = [
-            plan
-            for plan in self.plans
-            if plan.recipe is None and plan.content.costly is not None and not plan.pinned and plan.nbytes > SMALL
-        ]
-        for plan in sorted(candidates, key=lambda plan: products(plan.content.costly)):
-            recipe = plan.content.costly
-            if recipe.price({plan.content: None}, plan.nbytes) > 0:
+        candidates = [p for p in self.plans if p.recipe is None and not p.pinned and p.nbytes > SMALL]
+        for plan in sorted(candidates, key=lambda plan: _work(plan.content)):
+            content, size = plan.content, plan.nbytes
+            recipe = content.costly or content.recipe
+            sources = self._sources(recipe) if recipe is not None else None
+            # One deep, else all would be made again at once.
+            if sources is None or _products_below(sources) + (recipe is content.costly) > 1:
                 continue
-            sources = {ref.content: self.plan(ref.content) for ref in recipe.refs()}
-            below = {p for source in sources.values() for p in source.everything_below()}
-            if any(p.recipe is not None and p.recipe is p.content.costly for p in below):
-                continue  # one deep: else all would be made again at once
-            for p in below:
-                p.pinned = True
-            excess -= plan.nbytes
+            for source in sources.values():
+                for below in source.everything_below():
+                    below.pinned = True
             plan.make(recipe, sources)
+            excess -= size
             if excess <= 0:
                 return
+
+    def _sources(self, recipe: Recipe) -> dict[Content, Plan] | None:
+        """Return the plans of its ingredients, without keeping more; None if there is no way."""
+        sources = {}
+        for ref in recipe.refs():
+            plan = self._plan_by_products(ref.content)
+            if plan is None:
+                return None
+            sources[ref.content] = plan
+        return sources
+
+    def _plan_by_products(self, content: Content) -> Plan | None:
+        if content.plan() is not None or (content.outside and content.tensor() is not None):
+            return self.plan(content)
+        recipe = content.recipe or content.costly
+        sources = self._sources(recipe) if recipe is not None else None
+        if sources is None:
+            return None
+        plan = Plan(content)
+        content.plan = weakref.ref(plan)
+        plan.make(recipe, sources)
+        self.plans.add(plan)
+        return plan
+
+
+def _work(content: Content) -> int:
+    """Multiplications for each element of what would be done again to have it."""
+    if content.costly is not None:
+        return products(content.costly)
+    if content.recipe is None:
+        return 0
+    return max((_work(ref.content) for ref in content.recipe.refs() if ref.content.plan() is None), default=0)
+
+
+def _products_below(sources: dict[Content, Plan]) -> int:
+    """How many matrix products would be done again, one on the other, to have these."""
+    return max(
+        (
+            _products_below(p.sources) + (p.recipe is not None and p.recipe is p.content.costly)
+            for p in sources.values()
+        ),
+        default=0,
+    )
 
 
 # The context manager ------------------------------------------------------------------------------------------
@@ -315,10 +368,11 @@ class lean(contextlib.ContextDecorator):
     casts, copies, residual sums. Matrix products, convolutions and attention are not done twice. It can be used
     as a decorator, nested (the inner block's policy holds in it), and by several threads, each for itself.
 
-    It sees what goes through torch's dispatcher. What runs compiled within keeps what the compiler chose to
-    keep. A write that no version counts, through `numpy()` or by a kernel on a bare pointer, goes unseen where
-    the tensor was made by torch in this block: see to it that such a kernel marks its inputs dirty, as autograd
-    asks anyway.
+    It sees what goes through torch's dispatcher. What runs compiled within keeps what the compiler chose to keep.
+    What a recipe reads must be as it was when the backward pass comes: torch's version counters tell if it is not,
+    and then that raises. They do not tell of writes through `numpy()` or `.data`, by kernels on bare pointers that
+    torch is not told of (`torch.autograd.graph.increment_version` tells it), and by torch's fused optimizers:
+    those belong after the backward pass.
 
     Args:
         stash: lossy: `"bf16"` or `"int8"` (256 elements to a scale) keeps what must be kept of floating point
