@@ -81,15 +81,17 @@ class Content:
         costly: what makes it, if that is a matrix product or the like and a budget may ask for it.
         dtype: of the tensor that it was made as.
         limit: that, in this dtype, it holds integers from 0 to below this; if 2, perhaps as floats.
+        exact: that no stash may round it: it is a statistic.
         tensor: returns a tensor on the storage while there is one.
         plan: returns how the backward pass will have it, while it will.
         held: such a plan, held from here because the storage has been written to since.
+        before: what was noted for the storage under another version, as views by `.data` have.
         waiting: plans that keep a tensor, and could do without if this content were kept.
     """
 
     __slots__ = (
-        "__weakref__", "costly", "dtype", "held", "limit", "nbytes", "outside", "plan", "recipe", "recorder",
-        "tensor", "version", "waiting",
+        "__weakref__", "before", "costly", "dtype", "exact", "held", "limit", "nbytes", "outside", "plan",
+        "recipe", "recorder", "tensor", "version", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +104,8 @@ class Content:
         self.limit = 2 if t.dtype is torch.bool else None
         self.plan: Callable[[], Plan | None] = _none
         self.held: Plan | None = None
+        self.before: Content | None = None
+        self.exact = False
         self.waiting: list[weakref.ref[Plan]] | None = None
 
     def length(self) -> int:
@@ -157,7 +161,7 @@ class Plan:
     """
 
     __slots__ = (
-        "__weakref__", "cached", "chain", "code", "content", "extent", "left", "pinned", "recipe", "sources",
+        "__weakref__", "asked", "cached", "chain", "code", "content", "left", "pinned", "recipe", "sources",
         "stream", "tensor", "uses", "version",
     )  # fmt: skip
 
@@ -168,7 +172,7 @@ class Plan:
         self.recipe: Recipe | None = None
         self.sources: dict[Content, Plan] = {}
         self.chain, self.uses, self.left, self.pinned = 0, 0, 0, False
-        self.extent = NEVER, 0  # from the first byte that is asked for to the last
+        self.asked: set[tuple[Any, ...]] = set()  # the parts that will be asked for
         self.cached: Tensor | None = None
         self.stream: Any = None
 
@@ -195,6 +199,7 @@ class Plan:
         elif (
             content.nbytes > SMALL
             and stash is not None
+            and not content.exact
             and t.dtype.is_floating_point
             and t.dtype.itemsize > stash.itemsize
         ):
@@ -218,20 +223,18 @@ class Plan:
 
     def copy_before_write(self, t: Tensor) -> None:
         """Own a copy of the content: its storage is about to be written to, where `t` lies."""
-        if self.tensor is not None:
-            first, last = extent(t.size(), t.stride(), t.storage_offset(), t.dtype)
-            if first < self.extent[1] and self.extent[0] < last:
-                self.tensor = entire(self.tensor).clone()
-                self.version = self.tensor._version
-            else:  # what is asked for lies elsewhere; nobody else may ask now
-                self.content.plan = _none
+        if self.tensor is None:
+            return
+        if all(apart(part, t) for part in self.asked):
+            self.content.plan = _none  # what is asked for lies elsewhere; nobody else may ask now
+        else:
+            self.tensor = entire(self.tensor).clone()
+            self.version = self.tensor._version
 
     def ask(self, part: Ref | Saved) -> None:
         """Take note of somebody who will ask for a part of it."""
         self.uses += 1
-        if self.extent != (0, self.content.nbytes):
-            first, last = extent(part.size, part.stride, part.offset, part.dtype)
-            self.extent = min(first, self.extent[0]), max(last, self.extent[1])
+        self.asked.add((part.size, part.stride, part.offset, part.dtype.itemsize))
 
     # Having it --------------------------------------------------------------------------------------------
 
@@ -293,14 +296,26 @@ def _stream(t: Tensor) -> Any:
     return torch.cuda.current_stream(t.device) if t.is_cuda else None
 
 
-def extent(size: Sequence[int], stride: Sequence[int], offset: int, dtype: torch.dtype) -> tuple[int, int]:
-    """The bytes of its storage between which a tensor lies."""
-    if 0 in size:
-        return 0, 0
-    last = offset
-    for n, step in zip(size, stride, strict=True):
-        last += (n - 1) * step
-    return offset * dtype.itemsize, (last + 1) * dtype.itemsize
+def apart(part: tuple[torch.Size, tuple[int, ...], int, int], t: Tensor) -> bool:
+    """Whether a part of a storage and a tensor on it have no byte in common, as far as is easily seen."""
+    size, stride, offset, itemsize = part
+    if 0 in size or 0 in t.shape:
+        return True
+    first, other = (offset * itemsize, t.storage_offset() * t.itemsize)
+    if first + _span(size, stride, itemsize) <= other or other + _span(t.shape, t.stride(), t.itemsize) <= first:
+        return True
+    # Side by side in rows of equal length: the gates of a recurrent cell.
+    if itemsize != t.itemsize or not stride or stride[0] != t.stride(0) or len(size) != t.dim():
+        return False
+    row = stride[0] * itemsize
+    mine, its = _span(size[1:], stride[1:], itemsize), _span(t.shape[1:], t.stride()[1:], itemsize)
+    begin, start = first % row if row else 0, other % row if row else 0
+    return begin + mine <= row and start + its <= row and (begin + mine <= start or start + its <= begin)
+
+
+def _span(size: Sequence[int], stride: Sequence[int], itemsize: int) -> int:
+    """Bytes from the first element to the end of the last."""
+    return (1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))) * itemsize
 
 
 def entire(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:

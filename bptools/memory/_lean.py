@@ -75,7 +75,9 @@ class Recorder(TorchDispatchMode):
             content = storage._bptools_content = Content(self, t, outside=True)
             self.outside.append(weakref.ref(content))
         elif content.version != t._version:  # it was written to where nobody saw it
-            content = storage._bptools_content = Content(self, t, outside=content.outside)
+            before, content = content, Content(self, t, outside=content.outside)
+            content.before = before
+            storage._bptools_content = content
         elif content.tensor is not _gone and content.tensor() is None:
             content.tensor = weakref.ref(t)
         return content
@@ -128,18 +130,17 @@ class Recorder(TorchDispatchMode):
 
     def _before_write(self, t: Tensor) -> None:
         content = self.content(t)
-        if (plan := content.plan()) is not None:
-            plan.copy_before_write(t)
-        elif (
-            content.limit == 2
-            and content.recipe is None
-            and not content.outside
-            and content.nbytes >= max(TINY, SMALL)
-        ):
+        known: Content | None = content
+        while known is not None:
+            if (plan := known.plan()) is not None:
+                plan.copy_before_write(t)
+            known.tensor = _gone
+            known = known.before
+        free = content.plan() is None and content.recipe is None and not content.outside
+        if free and content.limit == 2 and content.nbytes >= max(TINY, SMALL):
             content.held = plan = Plan(content)  # a mask in bits, for what is made of it by writing over it
             content.plan = weakref.ref(plan)
             plan.keep(t)
-        content.tensor = _gone
 
     def _after_write(self, op: OpOverload, t: Tensor, recipe: Recipe | None) -> None:
         outside = self.content(t).outside
@@ -164,6 +165,8 @@ class Recorder(TorchDispatchMode):
         content = made[0]
         if op.overloadpacket in BERNOULLI:
             content.limit = 2
+        for statistic in filter(None, made[1:]):
+            statistic.exact = True
         if len(made) > 1 and made[1] is not None and (limit := indices_below(op, args)) is not None:
             made[1].limit = limit
         if known.special and content.nbytes > SMALL:
