@@ -9,8 +9,8 @@ What is measured, and how:
 - **floor**: the fewest bytes from which cheap operations could give back all that was saved
   (`bptools.memory.ledger`).
 - **step**: forward, loss and backward, from no gradients; there is no optimizer. The contenders take turns, each
-  round in another order, after one round to warm up; of times, and of the ratios to eager of each round, the
-  median counts. Compiling is not in it.
+  round in another order, after the step of each that is looked at for the rest; of times, and of the ratios to
+  eager of each round, the median counts. Compiling is not in it.
 - **peak**: in a fresh process for each contender, how much more memory two steps need than there was when model
   and inputs were made: resident memory, malloc's settings left alone; on a GPU torch's allocator is asked.
 - **equal**: from the same parameters, buffers and seed, loss and gradients are eager's to the bit; so are buffers,
@@ -398,12 +398,10 @@ def compare(
         state = {}
     truth = {}
     order = random.Random(seed)
-    for i in range(1 + rounds):
+    for i in range(rounds):
         for name in order.sample(list(running), len(running)):
-            say(f"{spec}: {f'round {i} of {rounds}' if i else 'warm-up'}, {name}")
-            seconds = steps.timed(running[name])
-            if i:
-                result.found[name].seconds.append(seconds)
+            say(f"{spec}: round {i + 1} of {rounds}, {name}")
+            result.found[name].seconds.append(steps.timed(running[name]))
     for name in running if peaks else ():
         say(f"{spec}: peak memory of {name}")
         peak = _peak_elsewhere(spec=spec, contender=name, batch=batch, size=size, device=device, seed=seed)

@@ -149,7 +149,7 @@ class Recorder(TorchDispatchMode):
         content.version = t._version + 1  # autograd counts when the operation has returned
         if op.overloadpacket in BERNOULLI and t.nbytes == content.nbytes:
             content.limit = 2
-        elif recipe is not None and not outside:
+        elif recipe is not None and not outside and not _overlaps(recipe):
             recipe.rewrites = True
             content.recipe = recipe
 
@@ -188,6 +188,12 @@ def _plain_tensors(a: Any) -> list[Tensor]:
     if isinstance(a, Tensor):
         return [a] if plain(a) else []
     return [t for t in a if plain(t)] if isinstance(a, list | tuple) else []
+
+
+def _overlaps(recipe: Recipe) -> bool:
+    """Whether another operand lies on the storage that is written to, in another way: then order matters."""
+    where = [(r.size, r.stride, r.offset) for r in recipe.refs() if r.content is recipe.args[0].content]
+    return any(other != where[0] for other in where)
 
 
 def _gone() -> None:
