@@ -139,8 +139,10 @@ class Content:
         kept = self.size_if_kept()
         if self.recipe is not None:
             found: list[Content] = []
-            made = self.recipe.price(seen, worth, found)
+            tried = dict(seen)
+            made = self.recipe.price(tried, worth, found)
             if made < kept:
+                seen.update(tried)
                 if spare is not None:
                     spare += found
                 return made

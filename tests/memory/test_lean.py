@@ -713,7 +713,7 @@ FEW = [name for name in CASES if name.split("-")[0] in SOME and name.endswith("f
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_the_same_with_the_threshold_as_it_is(name, eager, monkeypatch):
+def test_the_same_where_small_contents_are_kept_as_they_are(name, eager, monkeypatch):
     from bptools.memory import _contents, _lean
 
     monkeypatch.setattr(_contents, "SMALL", 64)
@@ -733,17 +733,21 @@ def _gates(t):
     return torch.cat([torch.sigmoid(one) * torch.tanh_(two), two])
 
 
-NEW = """torch.sin(t), F.gelu(t), torch.relu(t), torch.sigmoid(t), t * 2, t.softmax(-1), torch.tanh(t), t.clone(),
-    t + u,
-    F.dropout(t, 0.3), F.layer_norm(t, (8,)), t.double().tanh().to(t.dtype), t.roll(1, 0), F.silu(t),
-    t.contiguous(), t.reshape(8, 8), F.max_pool2d(t[None], 3, 1, 1)[0], F.batch_norm(t, None, None, training=True),
-    F.pad(t, (1, 1))[:, 1:-1], t * u, (t @ u) * 0.3, torch.cat([t[:4], u[4:]]), torch.cat((t, u), 1)[:, 4:12],
-    torch.where(t > u, t, u), t.lerp(u, 0.3), gates(t), t.t(), t.detach(), t[:], t.view(-1).view(8, 8) if t.is_contiguous() else t"""
-WRITTEN = """t.mul_(0.5), t.add_(1), t.relu_(), t.tanh_(), t.sigmoid_(), F.dropout(t, 0.3, inplace=True),
-    F.silu(t, inplace=True), t.masked_fill_(t.detach() > 0.3, 0.1), t.zero_(), F.elu(t, inplace=True),
-    t.bernoulli_(0.5), t[:4].mul_(u[:4]), t[:, :3].copy_(u[:, 5:]), t[::2].zero_(), t.add_(u), t[2:5].fill_(0.2),
-    t[1].sigmoid_(), t.mul_(u), t.clamp_(-0.5, 0.5), t.index_put_((torch.tensor([1, 2]),), u[:2]), t.lerp_(u, 0.3), t.copy_(u), t.detach().add_(0.1),
-    torch._foreach_mul_([t.detach()], 0.7), torch.mul(u.detach(), 2, out=t.detach())"""
+NEW = """
+    torch.sin(t), F.gelu(t), torch.relu(t), torch.sigmoid(t), t * 2, t.softmax(-1), torch.tanh(t), t.clone(), t
+    + u, F.dropout(t, 0.3), F.layer_norm(t, (8,)), t.double().tanh().to(t.dtype), t.roll(1, 0), F.silu(t),
+    t.contiguous(), t.reshape(8, 8), F.max_pool2d(t[None], 3, 1, 1)[0], F.batch_norm(t, None, None,
+    training=True), F.pad(t, (1, 1))[:, 1:-1], t * u, (t @ u) * 0.3, torch.cat([t[:4], u[4:]]), torch.cat((t,
+    u), 1)[:, 4:12], torch.where(t > u, t, u), t.lerp(u, 0.3), gates(t), t.t(), t.detach(), t[:],
+    t.view(-1).view(8, 8) if t.is_contiguous() else t
+"""
+WRITTEN = """
+    t.mul_(0.5), t.add_(1), t.relu_(), t.tanh_(), t.sigmoid_(), F.dropout(t, 0.3, inplace=True), F.silu(t,
+    inplace=True), t.masked_fill_(t.detach() > 0.3, 0.1), t.zero_(), F.elu(t, inplace=True), t.bernoulli_(0.5),
+    t[:4].mul_(u[:4]), t[:, :3].copy_(u[:, 5:]), t[::2].zero_(), t.add_(u), t[2:5].fill_(0.2), t[1].sigmoid_(),
+    t.mul_(u), t.clamp_(-0.5, 0.5), t.index_put_((torch.tensor([1, 2]),), u[:2]), t.lerp_(u, 0.3), t.copy_(u),
+    t.detach().add_(0.1), torch._foreach_mul_([t.detach()], 0.7), torch.mul(u.detach(), 2, out=t.detach())
+"""
 ALIASED = "t.data.mul_(0.3), t.data[:3].zero_(), torch.mul(u.detach(), 2, out=t.data)"
 
 
@@ -823,4 +827,4 @@ def test_random_programs(aliases, budget):
 @pytest.mark.parametrize("aliases", [False, True], ids=["", "aliases"])
 @pytest.mark.parametrize("budget", [None, 0])
 def test_many_random_programs(aliases, budget):
-    _check_programs(range(1000, 2500), aliases, budget=budget)
+    _check_programs(range(1000, 1600), aliases, budget=budget)

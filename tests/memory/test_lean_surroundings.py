@@ -1217,6 +1217,22 @@ def test_an_input_that_the_user_lets_go_is_not_kept_where_eager_keeps_less():
     del loss
 
 
+def test_an_ingredient_that_is_gone_is_not_counted_as_paid():
+    """One of its two uses is kept instead; for the other it is gone all the same."""
+    (w,) = leaves((16, 16))
+    frozen, x = torch.randn(16, 16), torch.randn(32, 16)
+
+    def f(block):
+        with block:
+            h = x @ frozen
+            p, q = h[:, :4].sin(), h.cos()
+            r = p.repeat(1, 4) * q
+            del h, q
+            return grad((r @ w).square().sum(), w)
+
+    assert same(f(lean()), f(_Nothing()))
+
+
 def test_views_of_what_is_alive_are_no_obstacle():
     """What a flattened view of x needs can be made from x."""
     (w,) = leaves((16, 16))
