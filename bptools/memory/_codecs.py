@@ -19,11 +19,11 @@ class Bits:
 
     def __init__(self, flat: Tensor) -> None:
         self.dtype, self.numel = flat.dtype, flat.numel()
-        mask = flat if flat.dtype is torch.bool else flat.ne(0)
+        mask = flat.to(torch.bool, copy=True)
         if short := -self.numel % 8:
             mask = torch.nn.functional.pad(mask, (0, short))
         # Byte i of a word is 0 or 1; the product puts it at bit 56 + i.
-        words = mask.view(torch.int64).mul(0x0102040810204080)
+        words = mask.view(torch.int64).mul_(0x0102040810204080)
         self.code = words.bitwise_right_shift_(56).to(torch.uint8)
         self.nbytes = self.code.numel()
 

@@ -365,7 +365,8 @@ class SavedAsItIs:
     __slots__ = ("tensor", "version")
 
     def __init__(self, t: Tensor) -> None:
-        self.tensor, self.version = t.detach(), None if t.is_inference() else t._version
+        self.tensor = t if t.is_leaf else t.detach()  # else its graph would hold itself
+        self.version = None if t.is_inference() else t._version
 
     def have(self) -> Tensor:
         """Return the tensor."""
