@@ -232,8 +232,6 @@ class Session:
             return SavedAsItIs(t)
         content = self.recorder.content(t)
         plan = content.plan()
-        if plan is None and content.outside:  # parameters, mostly: nothing to decide
-            return SavedAsItIs(t)
         if plan is None:
             with torch._C._DisableTorchDispatch(), torch.no_grad():
                 plan = self.plan(content, t)
