@@ -27,7 +27,7 @@ COMMON = settings(
     suppress_health_check=[HealthCheck.too_slow],  # the first call of an op loads it
 )
 QUICK = settings(COMMON, derandomize=True, max_examples=20)
-THOROUGH = settings(COMMON, max_examples=300, print_blob=True)
+THOROUGH = settings(COMMON, derandomize=True, max_examples=300)
 
 SIDE = st.integers(1, 4)
 KINKS = st.sampled_from(["normal", "whole", "zeros"])  # 0 where a derivative jumps, and ties
