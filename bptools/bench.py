@@ -103,19 +103,6 @@ def _step(call: Callable[[], Tensor], inputs: list[Tensor]) -> float:
     return time.perf_counter() - started
 
 
-def _kept_bytes(call: Callable[[], Tensor], inputs: list[Tensor]) -> int:
-    kept: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        call()
-    own = {t.untyped_storage().data_ptr() for t in inputs}
-    return sum(size for pointer, size in kept.items() if pointer not in own)
-
-
 def measure(work: Work, seconds: float) -> dict[str, Any]:
     """Median seconds and kept bytes of torch's op, ours in `auto`, and our plain formula, taking turns."""
     args = work.make()
@@ -143,7 +130,7 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
             times = {name: [] for name in contenders}
     result: dict[str, Any] = {name: statistics.median(taken) for name, taken in times.items()}
     with backend("auto"):
-        result["kept torch"], result["kept ours"] = _kept_bytes(theirs, inputs), _kept_bytes(ours, inputs)
+        result["kept torch"], result["kept ours"] = (_bench.kept_bytes(f, inputs)[1] for f in (theirs, ours))
     return result
 
 

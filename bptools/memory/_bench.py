@@ -82,19 +82,32 @@ class Eager:
         return self._count(self.forward, [])
 
     def _count(self, forward: Callable[[], Tensor], beside: list[Tensor]) -> tuple[Tensor, int]:
-        """Count what autograd saves, and what is in `beside` afterwards; not what the model owns or is given."""
-        saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
+        own = (*self.model.parameters(), *self.model.buffers(), *self.loaded.inputs)
+        return kept_bytes(forward, own, beside)
 
-        def pack(t: Tensor) -> _Saved:
-            saved.add(one := _Saved(t.detach()))
-            return one
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
-            loss = forward()
-        own = {_pointer(t) for t in (*self.model.parameters(), *self.model.buffers(), *self.loaded.inputs)}
-        held = [*beside, *(one.tensor for one in saved)]
-        sizes = {_pointer(t): t.untyped_storage().nbytes() for t in held}
-        return loss, sum(size for pointer, size in sizes.items() if pointer not in own)
+def kept_bytes(
+    forward: Callable[[], Tensor], own: Iterable[Tensor], beside: Iterable[Tensor] = ()
+) -> tuple[Tensor, int]:
+    """Return the result, and the bytes that are held for its backward pass.
+
+    Args:
+        forward: makes the result.
+        own: what is not counted: parameters, buffers, inputs.
+        beside: what is held too, looked at when the forward pass is over.
+    """
+    saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
+
+    def pack(t: Tensor) -> _Saved:
+        saved.add(one := _Saved(t.detach()))
+        return one
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
+        result = forward()
+    mine = {_pointer(t) for t in own}
+    held = [*beside, *(one.tensor for one in saved)]
+    sizes = {_pointer(t): t.untyped_storage().nbytes() for t in held}
+    return result, sum(size for pointer, size in sizes.items() if pointer not in mine)
 
 
 class _Saved:

@@ -40,7 +40,7 @@ def _bytes_to_words(device: torch.device) -> Tensor:
 
 
 class Narrow:
-    """Integers that are known to fit a smaller integer type."""
+    """Numbers in a smaller type: exactly, of integers that are known to fit."""
 
     def __init__(self, flat: Tensor, dtype: torch.dtype) -> None:
         self.dtype, self.code = flat.dtype, flat.to(dtype)
@@ -50,17 +50,13 @@ class Narrow:
         return self.code.to(self.dtype)
 
 
-class BFloat16:
+class BFloat16(Narrow):
     """Floating point numbers rounded to bfloat16: a relative error of at most 2⁻⁸."""
 
     itemsize = 2
 
     def __init__(self, flat: Tensor) -> None:
-        self.dtype, self.code = flat.dtype, flat.to(torch.bfloat16)
-        self.nbytes = self.code.nbytes
-
-    def decode(self) -> Tensor:
-        return self.code.to(self.dtype)
+        super().__init__(flat, torch.bfloat16)
 
 
 class Int8:

@@ -94,15 +94,15 @@ class Content:
         "recipe", "recorder", "tensor", "version", "waiting",
     )  # fmt: skip
 
-    def __init__(
-        self, recorder: object, t: Tensor, *, outside: bool = False, recipe: Recipe | None = None
-    ) -> None:
-        self.recorder, self.outside, self.recipe, self.costly = recorder, outside, recipe, None
+    def __init__(self, recorder: object, t: Tensor, *, outside: bool = False) -> None:
+        self.recorder, self.outside = recorder, outside
+        self.recipe: Recipe | None = None
+        self.costly: Recipe | None = None
         self.nbytes, self.version, self.dtype = t.untyped_storage().nbytes(), t._version, t.dtype
         base = t._base if outside else None
         self.tensor: Callable[[], Tensor | None] = weakref.ref(t if base is None else base)
         self.limit = 2 if t.dtype is torch.bool else None
-        self.plan: Callable[[], Plan | None] = _none
+        self.plan: Callable[[], Plan | None] = gone
         self.held: Plan | None = None
         self.before: Content | None = None
         self.exact = False
@@ -151,8 +151,8 @@ class Content:
         return kept
 
 
-def _none() -> None:
-    return None
+def gone() -> None:
+    """What was there is not there any more."""
 
 
 class Plan:
@@ -228,7 +228,7 @@ class Plan:
         if self.tensor is None:
             return
         if all(apart(part, t) for part in self.asked):
-            self.content.plan = _none  # what is asked for lies elsewhere; nobody else may ask now
+            self.content.plan = gone  # what is asked for lies elsewhere; nobody else may ask now
         else:
             self.tensor = entire(self.tensor).clone()
             self.version = self.tensor._version
@@ -365,8 +365,7 @@ class SavedAsItIs:
     __slots__ = ("tensor", "version")
 
     def __init__(self, t: Tensor) -> None:
-        self.tensor = t if t.is_leaf else t.detach()  # else its graph would hold itself
-        self.version = None if t.is_inference() else t._version
+        self.tensor, self.version = t.detach(), None if t.is_inference() else t._version
 
     def have(self) -> Tensor:
         """Return the tensor."""

@@ -12,7 +12,7 @@ import contextlib
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _codecs
 from ._cheap import aten, hidden_writes, indices_below, kind, products, repeatable, special_way
-from ._contents import CHAIN, LONGEST, SMALL, TINY, Content, Plan, Recipe, Ref, Saved, SavedAsItIs
+from ._contents import CHAIN, LONGEST, SMALL, TINY, Content, Plan, Recipe, Ref, Saved, SavedAsItIs, gone
 
 STASHES = {"bf16": _codecs.BFloat16, "int8": _codecs.Int8}
 PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.nn.Buffer}
@@ -60,7 +60,7 @@ class Recorder(TorchDispatchMode):
         super().__exit__(*exc)
         for ref in self.outside:  # whom nothing binds any more: torch.utils.swap_tensors asks for that
             if (content := ref()) is not None:
-                content.tensor = _gone
+                content.tensor = gone
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode):
             before, content = content, Content(self, t, outside=content.outside)
             content.before = before
             storage._bptools_content = content
-        elif content.tensor is not _gone and content.tensor() is None:
+        elif content.tensor is not gone and content.tensor() is None:
             content.tensor = weakref.ref(t)
         return content
 
@@ -134,7 +134,7 @@ class Recorder(TorchDispatchMode):
         while known is not None:
             if (plan := known.plan()) is not None:
                 plan.copy_before_write(t)
-            known.tensor = _gone
+            known.tensor = gone
             known = known.before
         free = content.plan() is None and content.recipe is None and not content.outside
         if free and content.limit == 2 and content.nbytes >= max(TINY, SMALL):
@@ -194,10 +194,6 @@ def _overlaps(recipe: Recipe) -> bool:
     """Whether another operand lies on the storage that is written to, in another way: then order matters."""
     where = [(r.size, r.stride, r.offset) for r in recipe.refs() if r.content is recipe.args[0].content]
     return any(other != where[0] for other in where)
-
-
-def _gone() -> None:
-    return None
 
 
 class Session:
@@ -359,7 +355,23 @@ def _products_below(sources: dict[Content, Plan]) -> int:
 _here = threading.local()  # the recorder of this thread, and the blocks that are open in it
 
 
-def _have(saved: Saved | SavedAsItIs) -> Tensor:
+def recording() -> Recorder | None:
+    """Return the recorder that is at work in this thread."""
+    return getattr(_here, "recorder", None)
+
+
+@contextlib.contextmanager
+def record(recorder: Recorder) -> Iterator[None]:
+    """Have this recorder at work in this thread."""
+    _here.recorder = recorder
+    try:
+        with recorder:
+            yield
+    finally:
+        _here.recorder = None
+
+
+def have(saved: Saved | SavedAsItIs) -> Tensor:
     return saved.have()
 
 
@@ -384,9 +396,10 @@ class lean(contextlib.ContextDecorator):
     those belong after the backward pass.
 
     Args:
-        stash: lossy: `"bf16"` or `"int8"` (256 elements to a scale) keeps what must be kept of floating point
-            activations in 2 or 1 bytes an element. Gradients are then no longer the same; BENCHMARKS.md has
-            figures.
+        stash: lossy: keeps what must be kept of floating point activations in 2 or 1 bytes an element, rounded to
+            bfloat16 (`"bf16"`: off by 2⁻⁸ of itself at most), or to 8 bits (`"int8"`: off by 1/254 of the largest
+            of its 256 neighbours at most). Gradients are then no longer the same. How far off they are depends on
+            the model: where a ReLU's input changes its sign, they differ by much more than that.
         offload: `"cpu"`: keeps it in pinned memory of the host, of tensors on a GPU.
         budget: bytes that may be kept. Where it is exceeded, matrix products, convolutions and attention are done
             again too, as few as it takes, one deep: what they are made of is at hand or cheap. A warning says so
@@ -420,14 +433,12 @@ class lean(contextlib.ContextDecorator):
         if torch.compiler.is_compiling():
             raise RuntimeError("lean(): put it around what is compiled, it cannot be inside")
         with contextlib.ExitStack() as stack:
-            recorder = getattr(_here, "recorder", None)
+            recorder = recording()
             if recorder is None:
-                recorder = _here.recorder = Recorder()
-                stack.callback(setattr, _here, "recorder", None)
-                stack.enter_context(recorder)
+                stack.enter_context(record(recorder := Recorder()))
             recorder.costly |= self.budget is not None
             session = Session(recorder, self.stash, self.offload, self.budget)
-            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(session.pack, _have))
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(session.pack, have))
             if not hasattr(_here, "open"):
                 _here.open = []
             _here.open.append((stack.pop_all(), session))

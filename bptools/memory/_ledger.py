@@ -27,11 +27,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-from . import _lean
 from ._codecs import Bits, Narrow, narrowest
 from ._contents import Content, Plan, Saved, SavedAsItIs
 from ._floor import cheapest
-from ._lean import Recorder, Session, plain
+from ._lean import Recorder, Session, have, plain, record, recording
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -215,14 +214,28 @@ class _Watch(Session):
         return handle
 
 
-def _give(handle: Saved | SavedAsItIs) -> Tensor:
-    return handle.have()
-
-
 # The report ---------------------------------------------------------------------------------------------------
 
 
-class Ledger:
+class _Totals:
+    """The bytes of some rows."""
+
+    rows: list[Row]
+
+    @property
+    def eager(self) -> int:
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def lean(self) -> int:
+        return sum(row.lean_bytes for row in self.rows)
+
+    @property
+    def floor(self) -> int:
+        return sum(row.floor_bytes for row in self.rows)
+
+
+class Ledger(_Totals):
     """What one forward pass keeps for its backward pass. Made by `ledger`.
 
     Attributes:
@@ -243,18 +256,17 @@ class Ledger:
     def __enter__(self) -> Ledger:
         if self._stack is not None or self._rows is not None:
             raise RuntimeError("ledger(): each is for one block; call ledger() again")
-        if getattr(_lean._here, "recorder", None) is not None:
+        if recording() is not None:
             raise RuntimeError(
                 "ledger(): not inside lean() or another ledger(); it finds out what lean() would keep"
             )
         with contextlib.ExitStack() as stack:
             modules = _Modules()
             stack.enter_context(modules.watched())
-            recorder = _lean._here.recorder = _Witness(modules)
-            stack.callback(setattr, _lean._here, "recorder", None)
-            stack.enter_context(recorder)
+            recorder = _Witness(modules)
+            stack.enter_context(record(recorder))
             self._watch = _Watch(recorder)
-            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._watch.pack, _give))
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._watch.pack, have))
             self._stack = stack.pop_all()
         return self
 
@@ -275,18 +287,6 @@ class Ledger:
         if self._rows is None:
             raise RuntimeError("ledger(): nothing is known before its block has ended without an error")
         return self._rows
-
-    @property
-    def eager(self) -> int:
-        return sum(row.bytes for row in self.rows)
-
-    @property
-    def lean(self) -> int:
-        return sum(row.lean_bytes for row in self.rows)
-
-    @property
-    def floor(self) -> int:
-        return sum(row.floor_bytes for row in self.rows)
 
     def to_json(self, indent: int | None = None) -> str:
         """Totals and rows, in bytes, and the version of torch they hold for."""
@@ -408,24 +408,12 @@ class Ledger:
 
 
 @dataclass(eq=False)
-class _Group:
+class _Group(_Totals):
     """Rows that make a line of a table, or the one that does."""
 
     name: str
     rows: list[Row]
     only: Row | None = None
-
-    @property
-    def eager(self) -> int:
-        return sum(row.bytes for row in self.rows)
-
-    @property
-    def lean(self) -> int:
-        return sum(row.lean_bytes for row in self.rows)
-
-    @property
-    def floor(self) -> int:
-        return sum(row.floor_bytes for row in self.rows)
 
     @property
     def most(self) -> int:

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from bptools import cli
 from bptools.check import matrix
 from bptools.check.zoo import by_number
 
@@ -36,7 +35,7 @@ def samples(device, dtype, seed):
 
 
 @pytest.fixture
-def bptools(tmp_path, monkeypatch, capsys):
+def bptools(run_bptools, tmp_path, monkeypatch):
     """Run a command line in a folder that holds the module `functions`: its exit status, stdout and stderr."""
     (tmp_path / "functions.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
@@ -44,16 +43,7 @@ def bptools(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delitem(sys.modules, "functions", raising=False)
 
-    def go(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bptools", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    yield go
+    yield run_bptools
     sys.modules.pop("functions", None)
 
 

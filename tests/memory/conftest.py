@@ -9,12 +9,9 @@ from bptools.memory import _contents, _lean
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_on():
+def nothing_is_left_on(one_thread):
     """One thread; and after every test: no mode, no hooks."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
     assert _len_torch_dispatch_stack() == 0
     assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 

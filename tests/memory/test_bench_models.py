@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bptools import cli
 from bptools.memory import _bench
 from bptools.memory._models import Loaded, load
 
@@ -229,28 +228,14 @@ def test_a_section_is_replaced_and_the_others_stay(tmp_path):
     assert path.read_text() == "# Benchmarks\n\n## One\n\nagain\n\n## Two\n\nanew\n"
 
 
-@pytest.fixture
-def bptools(monkeypatch, capsys):
-    def go(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bptools", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return go
-
-
-def test_the_command(tiny, bptools, tmp_path, monkeypatch):
+def test_the_command(tiny, run_bptools, tmp_path, monkeypatch):
     monkeypatch.setattr(
         _bench, "_peak_elsewhere", lambda **task: 2**20 if task["contender"] == "eager" else "it died"
     )
     page = tmp_path / "page.md"
     page.write_text("# Benchmarks\n\n## Each op beside torch's\n\n| op |\n")
     arguments = ("bench", tiny, "--contenders", "lean", "--batch", "512", "--rounds", "1", "--write", "page.md")
-    status, out, err = bptools(*arguments)
+    status, out, err = run_bptools(*arguments)
     assert status == 0, err
     assert re.search(r"lean +[\d.]+ +0\.\d{3} .* equal +equal", out)
     assert f"{tiny}: round 1 of 1, " in err
@@ -282,8 +267,8 @@ def test_peak_memory_in_a_process_of_its_own(tiny):
         (("tiny_models:net", "--rounds", "-1"), "--rounds must be at least 0, got -1"),
     ],
 )
-def test_what_cannot_be_asked(tiny, bptools, arguments, message):
-    status, _, err = bptools("bench", *arguments)
+def test_what_cannot_be_asked(tiny, run_bptools, arguments, message):
+    status, _, err = run_bptools("bench", *arguments)
     assert status == 2
     assert message in err
 
