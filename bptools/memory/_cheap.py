@@ -32,7 +32,7 @@ CHEAP = _packets("""
     replication_pad2d replication_pad3d roll flip repeat tril triu masked_fill where index index_select gather
     embedding select_scatter slice_scatter pixel_shuffle pixel_unshuffle channel_shuffle im2col glu hardswish
     _prelu_kernel _softmax _safe_softmax _log_softmax native_layer_norm native_group_norm _fused_rms_norm
-    avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d max_pool2d_with_indices
+    avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
     upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d
     copy_ fill_ zero_ masked_fill_ hardswish_
 """)
@@ -136,12 +136,26 @@ def _dropout_with_mask(x, mask, *, scale):
     return aten.native_dropout_backward(x, mask, scale)
 
 
-SPECIAL = {**dict.fromkeys(BATCH_NORMS, _batch_norm), aten.native_dropout: _dropout}
+def _max_pool(op: OpOverload, args: tuple[Any, ...], results: Sequence[Tensor]) -> list[Way]:
+    """The largest again, from where they were found: their indices are there for the backward pass anyway."""
+    return [(functools.partial(_at_indices, dims=MAX_POOLS[op.overloadpacket]), (args[0], results[1]))]
+
+
+def _at_indices(x, indices, *, dims):
+    return x.flatten(-dims).gather(-1, indices.flatten(-dims)).view(indices.shape)
+
+
+MAX_POOLS = {aten.max_pool2d_with_indices: 2, aten.max_pool3d_with_indices: 3}
+SPECIAL = {
+    **dict.fromkeys(BATCH_NORMS, _batch_norm),
+    aten.native_dropout: _dropout,
+    **dict.fromkeys(MAX_POOLS, _max_pool),
+}
 
 
 def special_way(op: OpOverload, args: tuple[Any, ...], results: Sequence[Tensor]) -> Way | None:
     """Return the first of the ways that is proven to give the very bits."""
-    setting = (op, *((*_layout(a),) if isinstance(a, Tensor) else a for a in args))
+    setting = (op, *map(_layout, args))
     if setting not in _first_exact:
         _first_exact[setting] = _find_exact(op, args)
     first = _first_exact[setting]
@@ -151,7 +165,9 @@ def special_way(op: OpOverload, args: tuple[Any, ...], results: Sequence[Tensor]
 _first_exact: dict[tuple[Any, ...], int | None] = {}
 
 
-def _layout(t: Tensor) -> tuple[Any, ...]:
+def _layout(t: Any) -> Any:
+    if not isinstance(t, Tensor):
+        return tuple(t) if isinstance(t, list) else t
     return t.dtype, t.device, t.dim(), t.is_contiguous(), t.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -175,9 +191,8 @@ def _find_exact(op: OpOverload, args: tuple[Any, ...]) -> int | None:
 
 def indices_below(op: OpOverload, args: tuple[Any, ...]) -> int | None:
     """For an operation whose second result are indices: the number that they stay below."""
-    if op.overloadpacket is aten.max_pool2d_with_indices:
-        return args[0].shape[-1] * args[0].shape[-2]
-    return None
+    dims = MAX_POOLS.get(op.overloadpacket)
+    return None if dims is None else args[0].shape[-dims:].numel()
 
 
 def repeatable(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ Two graphs, of which one is light and one is strong:
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.autograd import Variable
 from torch.nn import Parameter
 
@@ -40,30 +42,45 @@ class Ref:
         self.content, self.dtype = content, t.dtype
         self.size, self.stride, self.offset = t.size(), t.stride(), t.storage_offset()
 
+    def is_like(self, t: Tensor, content: Content) -> bool:
+        """Whether `t`, which is all of a content, has the layout that this has, which is all of another."""
+        same = self.dtype is t.dtype and self.size == t.size() and self.stride == t.stride()
+        return same and self.content.nbytes == content.nbytes == t.nbytes
+
+    def is_all(self) -> bool:
+        """Whether it covers its content."""
+        return self.size.numel() * self.dtype.itemsize == self.content.nbytes
+
 
 class Recipe:
-    """An operation and its arguments, of which tensors are references."""
+    """An operation and its arguments, of which tensors are references.
 
-    __slots__ = ("args", "function", "kwargs", "length", "like", "rewrites")
+    Attributes:
+        refs: every reference, those within lists too.
+        rewrites: whether it writes over its first argument.
+        copies: whether its result is, byte for byte, its first argument.
+        like: size and stride of the result.
+        length: operations from what is kept.
+    """
+
+    __slots__ = ("args", "copies", "function", "kwargs", "length", "like", "refs", "rewrites")
 
     def __init__(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
         self.function, self.args, self.kwargs = function, args, kwargs
-        self.rewrites = False  # whether it writes over its first argument
-        self.like: tuple[Any, Any] | None = None  # size and stride of the result
-        self.length = 1  # operations from what is kept
-
-    def refs(self) -> Iterator[Ref]:
-        """Every reference, those within lists too."""
-        for a in (*self.args, *self.kwargs.values()):
+        self.refs: list[Ref] = []
+        for a in (*args, *kwargs.values()):
             if type(a) is Ref:
-                yield a
+                self.refs.append(a)
             elif type(a) is list:
-                yield from (b for b in a if type(b) is Ref)
+                self.refs += (b for b in a if type(b) is Ref)
+        self.rewrites = self.copies = False
+        self.like: tuple[Any, Any] | None = None
+        self.length = 1
 
     def price(self, seen: dict[Content, None], worth: float, spare: list[Content] | None = None) -> float:
         """Bytes that must be kept, beside what is kept already, for its ingredients to be had."""
         total = 0.0
-        for ref in self.refs():
+        for ref in self.refs:
             total += ref.content.price(seen, worth, spare)
             if total == NEVER:
                 break
@@ -190,31 +207,32 @@ class Plan:
     def keep(self, t: Tensor, stash: Callable[[Tensor], Any] | None = None, offload: bool = False) -> None:
         """Own the content, as it is on the storage of `t`."""
         content = self.content
-        if content.outside or content.nbytes < TINY:
-            pass
-        elif content.limit == 2:
-            self.code = Bits(entire(t, content.dtype))
-        elif content.limit is not None and (dtype := narrowest(content.limit)) is not content.dtype:
-            self.code = Narrow(entire(t, content.dtype), dtype)
-        elif content.nbytes > SMALL and offload and t.is_cuda:
-            self.code = Offloaded(entire(t))
-        elif (
-            content.nbytes > SMALL
-            and stash is not None
-            and not content.exact
-            and t.dtype.is_floating_point
-            and t.dtype.itemsize > stash.itemsize
-        ):
-            self.code = stash(entire(t))
-        if self.code is None:
-            self.tensor, self.version = t.detach(), t._version
+        with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
+            if content.outside or content.nbytes < TINY:
+                pass
+            elif content.limit == 2:
+                self.code = Bits(entire(t, content.dtype))
+            elif content.limit is not None and (dtype := narrowest(content.limit)) is not content.dtype:
+                self.code = Narrow(entire(t, content.dtype), dtype)
+            elif content.nbytes > SMALL and offload and t.is_cuda:
+                self.code = Offloaded(entire(t))
+            elif (
+                content.nbytes > SMALL
+                and stash is not None
+                and not content.exact
+                and t.dtype.is_floating_point
+                and t.dtype.itemsize > stash.itemsize
+            ):
+                self.code = stash(entire(t))
+            if self.code is None:
+                self.tensor, self.version = t.detach(), t._version
 
     def make(self, recipe: Recipe, sources: dict[Content, Plan]) -> None:
         """Own the recipe and the plans of its ingredients, and let the tensor go."""
         self.recipe, self.sources = recipe, sources
         self.tensor = self.code = None
         self.chain = max((s.chain for s in sources.values()), default=0)
-        for ref in recipe.refs():
+        for ref in recipe.refs:
             sources[ref.content].ask(ref)
 
     def everything_below(self) -> Iterator[Plan]:
@@ -230,7 +248,8 @@ class Plan:
         if all(apart(part, t) for part in self.asked):
             self.content.plan = gone  # what is asked for lies elsewhere; nobody else may ask now
         else:
-            self.tensor = entire(self.tensor).clone()
+            with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
+                self.tensor = entire(self.tensor).clone()
             self.version = self.tensor._version
 
     def ask(self, part: Ref | Saved) -> None:
@@ -272,19 +291,32 @@ class Plan:
         recipe = self.recipe
         args = [self._argument(a) for a in recipe.args]
         kwargs = {k: self._argument(a) for k, a in recipe.kwargs.items()} if recipe.kwargs else {}
+        if recipe.copies:
+            return args[0]
+        function, like = recipe.function, recipe.like
         if recipe.rewrites:  # what an operation overwrote is made again, and overwritten again
             first = recipe.args[0]
-            source = self.sources[first.content]
-            if source.recipe is None or source.uses > 1:
-                args[0] = part(entire(args[0]).clone(), first)
-            recipe.function(*args, **kwargs)
-            return args[0]
-        result = recipe.function(*args, **kwargs)
+            if not self.sources[first.content].is_fresh():
+                beside = not_in_place(function)
+                if beside is None or not first.is_all() or any(r.dtype is not first.dtype for r in recipe.refs):
+                    args[0] = part(entire(args[0]).clone(), first)
+                else:
+                    function, like = beside, (first.size, first.stride)
+            if like is None:
+                function(*args, **kwargs)
+                return args[0]
+        result = function(*args, **kwargs)
         if isinstance(result, tuple | list):
             result = result[0]
-        if recipe.like is not None and result.stride() != recipe.like[1]:
-            result = torch.empty_strided(*recipe.like, dtype=result.dtype, device=result.device).copy_(result)
+        if like is not None and result.stride() != like[1]:
+            result = torch.empty_strided(*like, dtype=result.dtype, device=result.device).copy_(result)
         return result
+
+    def is_fresh(self) -> bool:
+        """Whether what it gives is made anew, for nobody else."""
+        if self.recipe is None:
+            return self.code is not None
+        return self.uses <= 1 and not self.recipe.copies
 
     def _argument(self, a: Any) -> Any:
         if type(a) is Ref:
@@ -292,6 +324,19 @@ class Plan:
         if type(a) is list:
             return [self._argument(b) for b in a]
         return a
+
+
+@functools.cache
+def not_in_place(op: Any) -> Any:
+    """Return the operation that does the same and leaves its first argument as it is; None if there is none."""
+    if not isinstance(op, OpOverload) or not op._opname.endswith("_"):
+        return None
+    packet = getattr(torch.ops.aten, op._opname[:-1], None)
+    other = getattr(packet, op._overloadname, None)
+    if other is None or torch.Tag.pointwise not in other.tags:
+        return None
+    ours, theirs = ([a.name for a in o._schema.arguments] for o in (other, op))
+    return other if ours == theirs else None
 
 
 def _stream(t: Tensor) -> Any:

@@ -21,12 +21,13 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _codecs
-from ._cheap import aten, hidden_writes, indices_below, kind, products, repeatable, special_way
+from ._cheap import Kind, aten, hidden_writes, indices_below, kind, products, repeatable, special_way
 from ._contents import CHAIN, LONGEST, SMALL, TINY, Content, Plan, Recipe, Ref, Saved, SavedAsItIs, gone
 
 STASHES = {"bf16": _codecs.BFloat16, "int8": _codecs.Int8}
 PLAIN_TYPES = {Tensor, torch.nn.Parameter, torch.nn.Buffer}
 BERNOULLI = {aten.bernoulli_, aten.bernoulli}
+COPIES = {aten.clone, aten._to_copy}
 
 
 def plain(t: Any) -> bool:
@@ -94,9 +95,11 @@ class Recorder(TorchDispatchMode):
         known = kind(op)
         if known.view:
             return op(*args, **kwargs)
-        recipe = None
-        if known.cheap or (known.matmul and self.costly and repeatable(op, args, kwargs)):
-            recipe = self._recipe(op, args, kwargs)
+        if not known.writes and not known.special:
+            results = op(*args, **kwargs)
+            self._after_making(op, known, args, kwargs, results)
+            return results
+        recipe = self._recipe(op, args, kwargs) if known.cheap else None
         written = [t for where in known.writes for t in _plain_tensors(_argument(where, args, kwargs))]
         hidden = _plain_tensors(hidden_writes(op, args))
         for t in (*written, *hidden):
@@ -107,17 +110,16 @@ class Recorder(TorchDispatchMode):
         for t in written:
             self._after_write(op, t, recipe)
         if not written:
-            self._after_making(op, args, _plain_tensors(results), recipe)
+            self._after_making(op, known, args, kwargs, results)
         return results
 
     def _recipe(self, function: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> Recipe | None:
         """Return the recipe, unless it has an ingredient that is no plain tensor or has come too long a way."""
         recipe = Recipe(function, [self._refer(a) for a in args], {k: self._refer(a) for k, a in kwargs.items()})
-        ingredients = [*recipe.args, *recipe.kwargs.values()]
-        ingredients += [b for a in ingredients if type(a) is list for b in a]
-        if any(isinstance(a, Tensor) for a in ingredients):
-            return None
-        recipe.length = 1 + max((ref.content.length() for ref in recipe.refs()), default=0)
+        for a in (*recipe.args, *recipe.kwargs.values()):
+            if isinstance(a, Tensor) or (type(a) is list and any(isinstance(b, Tensor) for b in a)):
+                return None
+        recipe.length = 1 + max([ref.content.length() for ref in recipe.refs], default=0)
         return recipe if recipe.length <= LONGEST else None
 
     def _refer(self, a: Any) -> Any:
@@ -153,31 +155,40 @@ class Recorder(TorchDispatchMode):
             recipe.rewrites = True
             content.recipe = recipe
 
-    def _after_making(self, op: OpOverload, args: Any, results: list[Tensor], recipe: Recipe | None) -> None:
-        known = kind(op)
+    def _after_making(self, op: OpOverload, known: Kind, args: Any, kwargs: dict[str, Any], results: Any) -> None:
         made: list[Content | None] = []
-        for t in results:
+        plain_results = _plain_tensors(results)
+        for t in plain_results:
             content = getattr(t.untyped_storage(), "_bptools_content", None)
             as_it_was = content is not None and content.recorder is self and content.version == t._version
             made.append(None if as_it_was else self.note(t))
-        if not made or made[0] is None:
+        if not made or (content := made[0]) is None:
             return
-        content = made[0]
         if op.overloadpacket in BERNOULLI:
             content.limit = 2
-        for statistic in filter(None, made[1:]):
-            statistic.exact = True
+        for statistic in made[1:]:
+            if statistic is not None:
+                statistic.exact = True
         if len(made) > 1 and made[1] is not None and (limit := indices_below(op, args)) is not None:
             made[1].limit = limit
-        if known.special and content.nbytes > SMALL:
-            way = special_way(op, args, results)
+        result = plain_results[0]
+        if content.nbytes <= SMALL or result.nbytes != content.nbytes:
+            return
+        if known.special:
+            way = special_way(op, args, plain_results)
             recipe = None if way is None else self._recipe(*way, {})
-        if recipe is not None and results[0].nbytes == content.nbytes > SMALL:
-            recipe.like = results[0].size(), results[0].stride()
-            if known.matmul:
-                content.costly = recipe
-            else:
-                content.recipe = recipe
+        elif known.cheap or (known.matmul and self.costly and repeatable(op, args, kwargs)):
+            recipe = self._recipe(op, args, kwargs)
+        else:
+            return
+        if recipe is None:
+            return
+        recipe.like = result.size(), result.stride()
+        if known.matmul:
+            content.costly = recipe
+        else:
+            content.recipe = recipe
+            recipe.copies = op.overloadpacket in COPIES and recipe.args[0].is_like(result, content)
 
 
 def _argument(where: int | str, args: Any, kwargs: Any) -> Any:
@@ -192,7 +203,7 @@ def _plain_tensors(a: Any) -> list[Tensor]:
 
 def _overlaps(recipe: Recipe) -> bool:
     """Whether another operand lies on the storage that is written to, in another way: then order matters."""
-    where = [(r.size, r.stride, r.offset) for r in recipe.refs() if r.content is recipe.args[0].content]
+    where = [(r.size, r.stride, r.offset) for r in recipe.refs if r.content is recipe.args[0].content]
     return any(other != where[0] for other in where)
 
 
@@ -227,39 +238,40 @@ class Session:
         if not plain(t):
             return SavedAsItIs(t)
         content = self.recorder.content(t)
-        plan = content.plan()
-        if plan is None:
-            with torch._C._DisableTorchDispatch(), torch.no_grad():
-                plan = self.plan(content, t)
+        plan = content.plan() or self.plan(content, t)
         if not plan.uses and plan.recipe is not None:
             plan.chain += 1
         saved = Saved(plan, t)
         if self.budget is not None:
-            with torch._C._DisableTorchDispatch(), torch.no_grad():
-                self._keep_to_budget()
+            self._keep_to_budget()
         return saved
 
     def plan(self, content: Content, t: Tensor | None = None) -> Plan:
         """Return how a content will be had; decide it if it is not decided."""
         if (plan := content.plan()) is not None:
+            self.plans.add(plan)
             return plan
         plan = Plan(content)
         content.plan = weakref.ref(plan)
-        before = content.tensor
-        if t is not None:
-            content.tensor = lambda: t  # while it is decided
-        spare: list[Content] = []
-        if not self._make_again(plan, spare):
-            plan.keep(content.tensor(), self.stash, self.offload)
-            for other in spare:
-                other.waiting = [*(other.waiting or ()), weakref.ref(plan)]
-        if t is not None:
-            content.tensor = weakref.ref(t) if before() is None else before
         self.plans.add(plan)
-        for ref in content.waiting or ():
-            if (other := ref()) is not None:
-                self._make_again(other, [], only_if_free=True)
-        content.waiting = None
+        if content.recipe is None or content.outside:
+            plan.keep(content.tensor() if t is None else t, self.stash, self.offload)
+        else:
+            before = content.tensor
+            if t is not None:
+                content.tensor = lambda: t  # while it is decided
+            spare: list[Content] = []
+            if not self._make_again(plan, spare):
+                plan.keep(content.tensor(), self.stash, self.offload)
+                for other in spare:
+                    other.waiting = [*(other.waiting or ()), weakref.ref(plan)]
+            if t is not None:
+                content.tensor = weakref.ref(t) if before() is None else before
+        if content.waiting is not None:
+            for ref in content.waiting:
+                if (other := ref()) is not None:
+                    self._make_again(other, [], only_if_free=True)
+            content.waiting = None
         return plan
 
     def _make_again(self, plan: Plan, spare: list[Content], only_if_free: bool = False) -> bool:
@@ -273,9 +285,8 @@ class Session:
         price = content.recipe.price({content: None}, kept, spare)
         if price >= (1 if only_if_free else kept):
             return False
-        sources = {ref.content: self.plan(ref.content) for ref in content.recipe.refs()}
-        self.plans.update(sources.values())
-        long = max((s.chain for s in sources.values()), default=0) >= CHAIN
+        sources = {ref.content: self.plan(ref.content) for ref in content.recipe.refs}
+        long = any(source.chain >= CHAIN for source in sources.values())
         if long and (plan.tensor is not None or content.tensor() is not None):
             return False
         plan.make(content.recipe, sources)
@@ -309,7 +320,7 @@ class Session:
     def _sources(self, recipe: Recipe) -> dict[Content, Plan] | None:
         """Return the plans of its ingredients, without keeping more; None if there is no way."""
         sources = {}
-        for ref in recipe.refs():
+        for ref in recipe.refs:
             plan = self._plan_by_products(ref.content)
             if plan is None:
                 return None
@@ -336,7 +347,7 @@ def _work(content: Content) -> int:
         return products(content.costly)
     if content.recipe is None:
         return 0
-    return max((_work(ref.content) for ref in content.recipe.refs() if ref.content.plan() is None), default=0)
+    return max((_work(ref.content) for ref in content.recipe.refs if ref.content.plan() is None), default=0)
 
 
 def _products_below(sources: dict[Content, Plan]) -> int:

@@ -557,6 +557,7 @@ def _plans(asked: Iterable[Plan]) -> dict[Content, Plan]:
 def _said(plan: Plan) -> str:
     if plan.recipe is not None:
         function = plan.recipe.function
+        function = function.func if isinstance(function, functools.partial) else function
         name = function.overloadpacket.__name__ if isinstance(function, OpOverload) else function.__name__
         return f"made again by {name.strip('_')}"
     if isinstance(plan.code, Bits):
@@ -579,7 +580,7 @@ def _floor(watch: _Watch, plans: dict[Content, Plan], made: dict[Content, _Made]
         return -(-numel // 8) if content.limit == 2 else numel * narrowest(content.limit).itemsize
 
     def made_of(content: Content) -> list[Content] | None:
-        return None if content.recipe is None else [ref.content for ref in content.recipe.refs()]
+        return None if content.recipe is None else [ref.content for ref in content.recipe.refs]
 
     asked = [entry.handle.plan.content for entry in watch.entries if isinstance(entry.handle, Saved)]
     return cheapest(asked, made_of, price)
