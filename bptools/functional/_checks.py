@@ -1,0 +1,62 @@
+"""What the functions check and default alike."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bptools.ops import loss as _loss
+
+
+def shape_of(t: Tensor) -> tuple[int, ...]:
+    return tuple(t.shape)
+
+
+def per_dimension(name: str, argument: str, value: int | Sequence[int], dims: int, least: int) -> tuple[int, ...]:
+    """One number for each of `dims` dimensions, from one for all or a sequence of them."""
+    if type(value) is int and value >= least:
+        return (value,) * dims
+    numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(numbers) == 1:
+        numbers *= dims
+    if len(numbers) != dims or not all(is_int(n) and n >= least for n in numbers):
+        them = f", or {dims} of them" if dims > 1 else ""
+        raise ValueError(f"{name}: {argument} must be an int of at least {least}{them}, got {value!r}")
+    return numbers
+
+
+def is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_parameter_dtypes(name: str, input: Tensor, **parameters: Tensor | None) -> None:
+    """A norm's parameters have the dtype of input, or float32 beside an input in half precision."""
+    half = input.dtype in (torch.float16, torch.bfloat16)
+    allowed = (input.dtype, torch.float32) if half else (input.dtype,)
+    for argument, value in parameters.items():
+        if value is not None and value.dtype not in allowed:
+            raise TypeError(
+                f"{name}: {argument} must have dtype {' or '.join(map(str, allowed))}, got {value.dtype}"
+            )
+
+
+def check_reduction(name: str, reduction: str, **deprecated: bool | None) -> None:
+    for argument, value in deprecated.items():
+        if value is not None:
+            raise ValueError(f"{name}: {argument} is deprecated, use reduction instead; got {argument}={value!r}")
+    if reduction not in _loss.REDUCTIONS:
+        raise ValueError(f"{name}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def one_dtype(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the dtype to which torch promotes them all."""
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
+    return tuple(None if t is None else t.to(dtype) for t in tensors)
+
+
+def check_probability(name: str, argument: str, p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: {argument} must be between 0 and 1, got {p}")
