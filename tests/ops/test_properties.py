@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import cases_foundation
 import pytest
 import table
 import torch
@@ -222,7 +223,7 @@ PROPERTIES = (
     Property("cross_entropy", cross_entropy()),
     Property("mse_loss", mse_loss()),
     Property("dropout", dropout()),
-    Property("scaled_dot_product_attention", attention(), theirs=table.attention),
+    Property("scaled_dot_product_attention", attention(), theirs=cases_foundation.attention),
 )
 
 
