@@ -55,8 +55,9 @@ MODELS = (
     "torchvision:swin_t",
     "transformers:bert",
     "transformers:gpt2",
-    "transformers:llama,hidden_size=768,num_hidden_layers=12,intermediate_size=2048,num_attention_heads=12,"
-    "num_key_value_heads=4,vocab_size=32000",
+    # TinyLlama-1.1B at half its width
+    "transformers:llama,hidden_size=1024,num_hidden_layers=22,intermediate_size=2816,num_attention_heads=16,"
+    "num_key_value_heads=2,vocab_size=32000",
 )
 PEAK_STEPS = 2
 
