@@ -30,7 +30,7 @@ import bptools.functional as B
 from bptools.memory import _bench
 from bptools.ops import backend
 
-Contender = Literal["eager", "lean", "checkpoint", "compile", "liger"]
+Contender = Literal["eager", "lean", "lean-bf16", "lean-int8", "checkpoint", "compile", "liger"]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def bench(
         batch: of models: how many pictures or sequences.
         size: of models: the side of a picture (224 by default), or the length of a sequence (128).
         contenders: of models: in which ways. Eager is always among them.
-        rounds: of models: how many steps of each are timed.
+        rounds: of models: how many steps of each are timed at least; they go on for 40 s. 0: none.
         device: of models: where.
         write: a Markdown file to write the tables to as well, in place of those of an earlier time.
     """

@@ -14,7 +14,8 @@ What is measured, and how:
 - **peak**: in a fresh process for each contender, how much more memory two steps need than there was when model
   and inputs were made: resident memory, malloc's settings left alone; on a GPU torch's allocator is asked.
 - **equal**: from the same parameters, buffers and seed, loss and gradients are eager's to the bit; so are buffers,
-  and the state of the generator of random numbers, after the step.
+  and the state of the generator of random numbers, after the step. Where they are not, **off by** says by how
+  much: the norm of the difference over the norm of eager's, of all gradients as one vector.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import copy
 import gc
 import importlib.util
 import json
+import math
 import platform
 import random
 import re
@@ -35,7 +37,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -60,6 +62,7 @@ MODELS = (
     "num_key_value_heads=2,vocab_size=32000",
 )
 PEAK_STEPS = 2
+LEAST_SECONDS = 40  # that rounds go on for, beyond those that are asked for
 
 
 # The contenders -----------------------------------------------------------------------------------------------
@@ -125,14 +128,28 @@ def _pointer(t: Tensor) -> int:
 class Lean(Eager):
     """In `bptools.lean()`."""
 
+    stash: Literal["bf16", "int8"] | None = None
+
     def forward(self) -> Tensor:
-        with lean():
+        with lean(stash=self.stash):
             return super().forward()
 
     def kept(self) -> tuple[Tensor, int]:
-        with lean() as session:
+        with lean(stash=self.stash) as session:
             loss = super().forward()
         return loss, session.kept_bytes
+
+
+class LeanBFloat16(Lean):
+    """In `bptools.lean(stash="bf16")`, which is lossy."""
+
+    stash = "bf16"
+
+
+class LeanInt8(Lean):
+    """In `bptools.lean(stash="int8")`, which is lossier."""
+
+    stash = "int8"
 
 
 class Checkpoint(Eager):
@@ -184,6 +201,8 @@ class Liger(Eager):
 CONTENDERS: dict[str, type[Eager]] = {
     "eager": Eager,
     "lean": Lean,
+    "lean-bf16": LeanBFloat16,
+    "lean-int8": LeanInt8,
     "checkpoint": Checkpoint,
     "compile": Compile,
     "liger": Liger,
@@ -262,6 +281,7 @@ class Found:
         seconds: of each round's step.
         peak: bytes that the step needed at most.
         unequal: what differs from eager: of `loss`, `gradients`, `buffers` and `generator`.
+        error: by how much the gradients differ, all as one vector: the norm of the difference over eager's.
         eager_repeats: whether eager itself gives the same bits twice; asked only if something differs.
         failed: why there is nothing.
     """
@@ -270,6 +290,7 @@ class Found:
     seconds: list[float] = field(default_factory=list)
     peak: int | None = None
     unequal: list[str] | None = None
+    error: float = 0.0
     eager_repeats: bool = True
     failed: str = ""
 
@@ -283,11 +304,13 @@ class Comparison:
     found: dict[str, Found]
 
     def ratio(self, contender: str, of: str) -> float | None:
-        """A contender's `kept`, `peak` or `seconds` over eager's, or its `kept` over the `floor`."""
+        """A contender's `kept`, `peak`, `seconds` or `fastest` over eager's, or its `kept` over the `floor`."""
         ours, eager = self.found[contender], self.found["eager"]
-        if of == "seconds":
+        if of in ("seconds", "fastest"):
             if not (ours.seconds and eager.seconds):
                 return None
+            if of == "fastest":
+                return min(ours.seconds) / min(eager.seconds)
             return statistics.median(a / b for a, b in zip(ours.seconds, eager.seconds, strict=True))
         above, below = (ours.kept, self.floor) if of == "floor" else (getattr(ours, of), getattr(eager, of))
         return None if above is None or not below else above / below
@@ -361,6 +384,13 @@ def differing(ours: State, theirs: State) -> list[str]:
     ]
 
 
+def relative_error(ours: dict[str, Tensor | None], theirs: dict[str, Tensor | None]) -> float:
+    """Return the norm of the difference of all these tensors over the norm of theirs."""
+    pairs = [(ours.get(name), t) for name, t in theirs.items() if t is not None]
+    off = sum(float((t if a is None else a.double() - t).double().square().sum()) for a, t in pairs)
+    return math.sqrt(off / max(sum(float(t.double().square().sum()) for _, t in pairs), 1e-300))
+
+
 def compare(
     spec: str,
     contenders: Iterable[str] = ("eager", "lean", "checkpoint"),
@@ -379,7 +409,7 @@ def compare(
         contenders: names from `CONTENDERS`.
         batch: how many pictures or sequences.
         size: side of a picture, or length of a sequence.
-        rounds: how many timed steps of each.
+        rounds: how many timed steps of each at least; they go on until `LEAST_SECONDS` are over. 0: none.
         device: where.
         seed: of the weights, the inputs, the random numbers of each step, and the order in a round.
         peaks: whether to start a process each for its peak memory.
@@ -402,6 +432,7 @@ def compare(
             truth = truth or state
             found.unequal = differing(state, truth)
             if found.unequal:
+                found.error = relative_error(state["gradients"], truth["gradients"])
                 found.eager_repeats = not differing(steps.looked_at(running["eager"])[0], truth)
             running[name] = contender
         except Exception as error:
@@ -412,9 +443,11 @@ def compare(
         state = {}
     truth = {}
     order = random.Random(seed)
-    for i in range(rounds):
+    started, i = time.perf_counter(), 0
+    while rounds and (i < rounds or time.perf_counter() - started < LEAST_SECONDS):
+        i += 1
         for name in order.sample(list(running), len(running)):
-            say(f"{spec}: round {i + 1} of {rounds}, {name}")
+            say(f"{spec}: round {i} of at least {rounds}, {name}")
             result.found[name].seconds.append(steps.timed(running[name]))
     for name in running if peaks else ():
         say(f"{spec}: peak memory of {name}")
@@ -477,11 +510,20 @@ def _resident_memory(reset: bool = False) -> int:
 # The report ---------------------------------------------------------------------------------------------------
 
 DETAILS = (
-    "contender", "kept MiB", "/ eager", "/ floor", "step s", "/ eager", "peak MiB", "/ eager", "gradients",
-    "buffers",
+    "contender", "kept MiB", "/ eager", "/ floor", "step s", "/ eager", "fastest", "peak MiB", "/ eager",
+    "gradients", "buffers",
 )  # fmt: skip
-SUMMARY = ("model", "contender", "kept / eager", "kept / floor", "step / eager", "peak / eager", "gradients")
-RATIOS = ("kept", "floor", "seconds", "peak")
+SUMMARY = (
+    "model",
+    "contender",
+    "kept / eager",
+    "kept / floor",
+    "step / eager",
+    "fastest",
+    "peak / eager",
+    "gradients",
+)
+RATIOS = ("kept", "floor", "seconds", "fastest", "peak")
 
 
 def details(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -491,10 +533,10 @@ def details(comparison: Comparison) -> list[tuple[str, ...]]:
         if found.failed:
             rows.append((name, *["-"] * (len(DETAILS) - 1)))
             continue
-        kept, floor, seconds, peak = (_ratio(comparison.ratio(name, of)) for of in RATIOS)
+        kept, floor, seconds, fastest, peak = (_ratio(comparison.ratio(name, of)) for of in RATIOS)
         step = f"{statistics.median(found.seconds):.3f}" if found.seconds else ""
         equal = _equal(found, "loss", "gradients"), _equal(found, "buffers", "generator")
-        rows.append((name, _mib(found.kept), kept, floor, step, seconds, _mib(found.peak), peak, *equal))
+        rows.append((name, _mib(found.kept), kept, floor, step, seconds, fastest, _mib(found.peak), peak, *equal))
     return rows
 
 
@@ -533,7 +575,8 @@ def _equal(found: Found, *what: str) -> str:
         return ""
     if not {*what} & {*found.unequal}:
         return "equal"
-    return "unequal" if found.eager_repeats else "unequal, as eager to itself"
+    off = f"off by {found.error:.1%}" if "gradients" in what and found.error >= 5e-4 else "unequal"
+    return off if found.eager_repeats else "unequal, as eager to itself"
 
 
 def machine(device: str) -> str:
@@ -564,14 +607,15 @@ def write_section(path: Path, section: str) -> None:
     path.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
 
 
-SECTION = """## Whole models
+SECTION = """## {title}
 
 `{command}`, on {machine}. Forward, loss and backward in float32 from random weights, batch {batch}; medians of
-{rounds} rounds in which the contenders take turns. Kept: bytes held for the backward pass beside parameters,
-buffers and inputs (of checkpointed blocks: their inputs). Floor: the fewest bytes from which cheap operations
-could give back all that was saved. Peak: in a fresh process each, above what it held with model and inputs made;
-malloc's settings are the system's. Equal: `torch.equal` with eager from the same state and seed, of the loss and
-every gradient, and of every buffer after the step.
+{rounds} rounds or more, in which the contenders take turns. Kept: bytes held for the backward pass beside
+parameters, buffers and inputs (of checkpointed blocks: their inputs). Floor: the fewest bytes from which cheap
+operations could give back all that was saved. Fastest: the fastest round of each, for machines on which others
+interfere. Peak: in a fresh process each, above what it held with model and inputs made; malloc's settings are the
+system's. Equal: `torch.equal` with eager from the same state and seed, of the loss and
+every gradient, and of every buffer after the step; off by: the norm of the difference over the norm of eager's.
 
 {summary}
 
@@ -606,7 +650,9 @@ def bench_models(
     console.print(_table("beside eager", SUMMARY, summary(comparisons)))
     if write is not None:
         rows = [(short(c.name), *row) for c in comparisons for row in details(c)]
+        lossy = any(name.startswith("lean-") for name in contenders)
         text = SECTION.format(
+            title="Whole models, with lossy stashes" if lossy else "Whole models",
             command=command,
             machine=machine(device),
             batch=batch,

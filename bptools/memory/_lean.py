@@ -188,7 +188,8 @@ class Recorder(TorchDispatchMode):
             content.costly = recipe
         else:
             content.recipe = recipe
-            recipe.copies = op.overloadpacket in COPIES and recipe.args[0].is_like(result, content)
+            if op.overloadpacket in COPIES and args[0].device == result.device:
+                recipe.copies = recipe.args[0].is_like(result, content)
 
 
 def _argument(where: int | str, args: Any, kwargs: Any) -> Any:

@@ -76,6 +76,7 @@ class Careless(_bench.Eager):
 def test_the_contenders_side_by_side(tiny, monkeypatch):
     for name, contender in (("doctored", Doctored), ("broken", Broken), ("careless", Careless)):
         monkeypatch.setitem(_bench.CONTENDERS, name, contender)
+    monkeypatch.setattr(_bench, "LEAST_SECONDS", 0)
     said = []
     contenders = ("lean", "checkpoint", "doctored", "broken", "careless", "lean")
     found = _bench.compare(tiny, contenders, batch=256, rounds=2, peaks=False, say=said.append)
@@ -187,6 +188,24 @@ def test_eager_that_does_not_repeat_itself_is_told_apart(tiny, monkeypatch):
     assert _bench.details(found)[1][-2] == "unequal, as eager to itself"
 
 
+def test_lossy_stashes_say_how_far_off_they_are(tiny):
+    found = _bench.compare(tiny, ("lean", "lean-bf16", "lean-int8"), batch=256, rounds=0, peaks=False)
+    errors = [found.found[name].error for name in ("lean", "lean-bf16", "lean-int8")]
+    kept = [found.found[name].kept for name in ("lean", "lean-bf16", "lean-int8")]
+    assert errors[0] == 0 < 1e-4 < errors[1] < errors[2] < 0.1
+    assert kept[0] > kept[1] > kept[2]
+    rows = {row[0]: row[-2] for row in _bench.details(found)}
+    assert rows["lean"] == "equal"
+    assert rows["lean-int8"] == f"off by {errors[2]:.1%}"
+
+
+def test_relative_error():
+    theirs = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0]), "frozen": None}
+    assert _bench.relative_error(theirs, theirs) == 0
+    assert _bench.relative_error({**theirs, "b": torch.tensor([3.0])}, theirs) == pytest.approx(0.2)
+    assert _bench.relative_error({**theirs, "b": None}, theirs) == pytest.approx(0.8)
+
+
 # What is reported ---------------------------------------------------------------------------------------------
 
 
@@ -206,14 +225,14 @@ def test_summary():
     first, second = comparison("a:b,c=1", 100, [1.0, 1.0, 8.0]), comparison("d:e", 400, [4.0, 2.0, 4.0], ["loss"])
     assert first.ratio("lean", "seconds") == 1.0  # of 1, 0.5 and 2
     assert _bench.summary([first, second]) == [
-        ("a:b,...", "lean", "0.250", "1.000", "1.000", "0.500", "equal"),
-        ("d:e", "lean", "1.000", "4.000", "1.000", "0.500", "unequal"),
-        ("a:b,...", "compile", "", "", "", "", "not run"),
-        ("d:e", "compile", "", "", "", "", "not run"),
-        ("geometric mean", "lean", "0.500", "2.000", "1.000", "0.500", "1 of 2 equal"),
-        ("largest", "lean", "1.000", "4.000", "1.000", "0.500", "1 of 2 equal"),
-        ("geometric mean", "compile", "", "", "", "", "0 of 2 equal"),
-        ("largest", "compile", "", "", "", "", "0 of 2 equal"),
+        ("a:b,...", "lean", "0.250", "1.000", "1.000", "1.000", "0.500", "equal"),
+        ("d:e", "lean", "1.000", "4.000", "1.000", "2.000", "0.500", "unequal"),
+        ("a:b,...", "compile", "", "", "", "", "", "not run"),
+        ("d:e", "compile", "", "", "", "", "", "not run"),
+        ("geometric mean", "lean", "0.500", "2.000", "1.000", "1.414", "0.500", "1 of 2 equal"),
+        ("largest", "lean", "1.000", "4.000", "1.000", "2.000", "0.500", "1 of 2 equal"),
+        ("geometric mean", "compile", "", "", "", "", "", "0 of 2 equal"),
+        ("largest", "compile", "", "", "", "", "", "0 of 2 equal"),
     ]
 
 
@@ -232,13 +251,14 @@ def test_the_command(tiny, run_bptools, tmp_path, monkeypatch):
     monkeypatch.setattr(
         _bench, "_peak_elsewhere", lambda **task: 2**20 if task["contender"] == "eager" else "it died"
     )
+    monkeypatch.setattr(_bench, "LEAST_SECONDS", 0)
     page = tmp_path / "page.md"
     page.write_text("# Benchmarks\n\n## Each op beside torch's\n\n| op |\n")
     arguments = ("bench", tiny, "--contenders", "lean", "--batch", "512", "--rounds", "1", "--write", "page.md")
     status, out, err = run_bptools(*arguments)
     assert status == 0, err
     assert re.search(r"lean +[\d.]+ +0\.\d{3} .* equal +equal", out)
-    assert f"{tiny}: round 1 of 1, " in err
+    assert f"{tiny}: round 1 of at least 1, " in err
     text = page.read_text()
     assert text.startswith("# Benchmarks\n\n## Each op beside torch's\n\n| op |\n\n## Whole models\n")
     assert f"`uv run bptools {' '.join(arguments)}`" in text
@@ -247,7 +267,7 @@ def test_the_command(tiny, run_bptools, tmp_path, monkeypatch):
     assert summary[1] == "lean"
     assert summary[-1] == "equal"
     assert [row[1] for row in (eager, lean)] == ["eager", "lean"]
-    assert (eager[7:9], lean[7:9]) == (["1.0", "1.000"], ["", ""])
+    assert (eager[8:10], lean[8:10]) == (["1.0", "1.000"], ["", ""])
     assert f"{tiny}: no peak memory of lean: it died" in err
 
 

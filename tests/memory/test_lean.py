@@ -362,6 +362,17 @@ class activations_in_place(Net):
 
 
 @case((6, 8))
+class comparisons_in_place(Net):
+    def __init__(self):
+        super().__init__(f=nn.Linear(8, 8))
+
+    def forward(self, x):
+        h = F.gelu(self.f(x))
+        above, near = h.clone().gt_(0.1), h.clone().mul_(3).eq_(h.clone().mul_(3))
+        return self.f(h * above) * near, (h.detach().clone().le_(0.3) * h).square()
+
+
+@case((6, 8))
 class dropouts(Net):
     def __init__(self):
         super().__init__(

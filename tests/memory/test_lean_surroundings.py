@@ -1362,6 +1362,32 @@ def test_a_budget_with_attention_convolution_and_a_loop():
 # Work ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_cheapest_exact_way_is_the_one_taken(remade):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3)
+    )
+    x = torch.randn(4, 3, 12, 12)
+
+    def ran_in_backward(block):
+        net.zero_grad()
+        with block:
+            loss = net(x).square().sum()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            loss.backward()
+        counts = {e.key.removeprefix("aten::"): e.count for e in found.key_averages()}
+        return counts, [p.grad.clone() for p in net.parameters()]
+
+    (theirs, expected), (ours, got) = ran_in_backward(_Nothing()), ran_in_backward(lean())
+    assert all(map(torch.equal, got, expected))
+    assert any("_batch_norm_from_statistics" in name for name in remade)
+    assert ours.get("silu") == 1  # of what is overwritten in the forward pass; it is needed too, so not in place
+    assert "silu_" not in ours
+    assert ours.get("gather") == 1  # instead of max pooling
+    assert "max_pool2d_with_indices" not in ours
+    assert ours.get("clone", 0) == theirs.get("clone", 0)
+
+
 def test_what_several_need_is_made_once_in_a_pass(remade):
     a, w = leaves((32, 8), (8, 8))
     with lean() as session:
