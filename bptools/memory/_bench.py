@@ -636,7 +636,7 @@ def bench_models(
 ) -> list[Comparison]:
     """Compare on each model, print a table of each and one of all, and write both to a file if one is named."""
     console, progress = Console(), Console(stderr=True, highlight=False, soft_wrap=True)
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 122)
     comparisons = []
     for spec in specs:
         with progress.status(spec) as status:
