@@ -120,7 +120,7 @@ def test_lamb_takes_a_closure_and_a_tensor_for_its_rate():
         return loss
 
     optimizer = Lamb(model.parameters(), lr=torch.tensor(0.05))
-    losses = [float(optimizer.step(closure)) for _ in range(20)]
+    losses = [float(optimizer.step(closure).detach()) for _ in range(20)]
     assert losses[-1] < 0.5 * losses[0]
 
 
