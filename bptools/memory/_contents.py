@@ -308,7 +308,7 @@ class Plan:
         result = function(*args, **kwargs)
         if isinstance(result, tuple | list):
             result = result[0]
-        if recipe.rewrites and result.dtype is not first.dtype:  # a comparison: in place it gives 0.0 and 1.0
+        if recipe.rewrites and result.dtype is not first.dtype:  # logical_not_: 0.0 and 1.0 in place
             result = result.to(first.dtype)
         if like is not None and result.stride() != like[1]:
             result = torch.empty_strided(*like, dtype=result.dtype, device=result.device).copy_(result)

@@ -369,7 +369,8 @@ class comparisons_in_place(Net):
     def forward(self, x):
         h = F.gelu(self.f(x))
         above, near = h.clone().gt_(0.1), h.clone().mul_(3).eq_(h.clone().mul_(3))
-        return self.f(h * above) * near, (h.detach().clone().le_(0.3) * h).square()
+        zero = h.relu().clone().logical_not_()  # a recipe in place, whose twin out of place gives booleans
+        return self.f(h * above) * near, (h.detach().clone().le_(0.3) * h).square(), self.f(h * zero)
 
 
 @case((6, 8))
