@@ -14,8 +14,18 @@ from bptools.check import Audit
 from bptools.check._subject import Point, Subject
 
 ONCE = ("gradgradcheck", "func", "compile")  # what does not depend on the tier
+FIRST = {case.op: case for case in reversed(CASES) if not case.only}
+
+
+def marks(case: Case, capability: str) -> tuple[pytest.MarkDecorator, ...]:
+    """Compiling takes its time: of the cases of an op the first is compiled in the default suite."""
+    if capability != "compile" or case is FIRST.get(case.op) or "compile" in case.only or case.raises:
+        return ()
+    return (pytest.mark.slow,)
+
+
 QUESTIONS = [
-    pytest.param(case, tier, name, id=f"{case}-{tier}-{name}")
+    pytest.param(case, tier, name, id=f"{case}-{tier}-{name}", marks=marks(case, name))
     for case in CASES
     for name in CAPABILITIES
     if not case.only or name in case.only
