@@ -18,6 +18,7 @@ from torch.nn import (
     Unflatten,
 )
 
+from bptools.nn._convert import convert, revert
 from bptools.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from bptools.nn.convolution import Conv1d, Conv2d, Conv3d
 from bptools.nn.dropout import Dropout
@@ -62,4 +63,6 @@ __all__ = [
     "Softmax",
     "Tanh",
     "Unflatten",
+    "convert",
+    "revert",
 ]
