@@ -70,3 +70,12 @@ def transposed_windows(
         dy = F.pad(dy.unsqueeze(dim + 1), [*[0, 0] * len(after), 0, s - 1]).reshape(*before, places * s, *after)
     padding = [(k - 1) * d - a for k, a, d in zip(kernel_size, padding, dilation, strict=True)]
     return windows(dy, kernel_size, [1] * len(size), padding, dilation, size)
+
+
+def like_input(dy: Tensor, x_shape: torch.Size) -> Tensor:
+    """An x in dy's memory format, for kernels that read nothing of it but that: if it can be, of one number."""
+    n, c, *size = x_shape
+    if dy.stride(1) < dy.stride(-1):  # channels last
+        return dy.new_empty(n, *size, c).movedim(-1, 1)
+    one = [1] * len(x_shape)
+    return dy.new_empty(one).expand(x_shape) if dy.device.type == "cpu" else dy.new_empty(x_shape)
