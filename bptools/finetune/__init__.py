@@ -4,6 +4,8 @@ Phases are data, one step owns its order, checkpoints are exact, and each frozen
 ``recipes/vision.py`` shows them at work.
 """
 
+from bptools.optim import parameter_depths
+
 from .card import confusion_figure, one_run, print_card, print_comparison, trainability_table
 from .checkpoint import (
     load_checkpoint,
@@ -15,7 +17,6 @@ from .checkpoint import (
     set_random_state,
 )
 from .data import Splits, digits, image_folder, make_loader
-from .depth import parameter_depths
 from .errors import InputError, expect_positive, one_line
 from .evaluation import Evaluation, evaluate
 from .interrupt import Interrupt

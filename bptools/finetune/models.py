@@ -9,8 +9,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
 
+from bptools.optim import parameter_depths
+
 from .checkpoint import load_weights
-from .depth import parameter_depths
 from .errors import InputError, one_line, suggestion
 from .phases import match_parameters, parse_phases
 

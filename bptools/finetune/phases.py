@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
-from .errors import InputError, suggestion
+from bptools.optim import layerwise_groups
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+from .errors import InputError, suggestion
 
 
 @dataclass(frozen=True)
@@ -121,22 +121,8 @@ def parameter_groups(model: nn.Module, depths: Mapping[str, int], lr: float, wei
         lr: Rate at the greatest depth.
         weight_decay: Decay of weights with two or more dimensions.
     """
-    normed = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
-    groups: dict[tuple[int, bool], dict] = {}
-    for name, parameter in model.named_parameters():
-        decays = parameter.ndim > 1 and id(parameter) not in normed and not name.endswith("bias")
-        group = groups.setdefault(
-            (depths[name], decays),
-            {
-                "params": [],
-                "lr": lr,
-                "weight_decay": weight_decay if decays else 0.0,
-                "depth": depths[name],
-                "base_lr": lr,
-            },
-        )
-        group["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
+    groups = layerwise_groups(model, None, lr, weight_decay=weight_decay, depths=depths)
+    return [{**group, "base_lr": lr} for group in groups]
 
 
 def enter_phase(model: nn.Module, optimizer: torch.optim.Optimizer, phase: Phase, head: str | None = None) -> None:

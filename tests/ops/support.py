@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from deviations import DEVIATIONS
 from table import CAPABILITIES, CASES
 
 PAGE = Path(__file__).parents[2] / "SUPPORT.md"
@@ -16,6 +17,18 @@ Written by the tests, never by hand: `uv run pytest tests/ops --write-support` p
 this page, and `raises` if the op refuses with a clear error and the test demanded that error; `part` says that
 some cases do one and some the other, and the notes say which. The suite fails if a cell is false or the page is
 out of date.
+
+"""
+
+
+TORCH = """
+## Where ours differ from torch's
+
+`uv run pytest -m slow tests/ops/test_torch_samples.py` draws what PyTorch's own suite draws for these functions and
+modules: values, gradients and errors agree, but for what is listed here, and each line is seen to be true. *refuses*:
+ours raises where torch gives a result; *accepts*: the reverse, of a call that PyTorch's suite wants to fail;
+*differs*: both give results, and not the same ones. Where torch raises a `RuntimeError`, ours may raise a
+`ValueError`, `TypeError` or `IndexError`, and name the argument, what was expected and what came.
 
 """
 
@@ -47,7 +60,12 @@ class SupportMatrix:
             lines.append(f"| {op} | " + " | ".join(_cell(verdicts) for verdicts in found) + " |")
         legend = [f"- **{name}**: {meaning}" for name, (meaning, _, _) in CAPABILITIES.items()]
         notes = ["", "Refused, with the error:", "", *sorted(self.notes)] if self.notes else []
-        return HEAD + "\n".join([*lines, "", *legend, *notes]) + "\n"
+        return HEAD + "\n".join([*lines, "", *legend, *notes]) + "\n" + _deviations()
+
+
+def _deviations() -> str:
+    listed = [f"- `{d.op}` {d.kind}: {d.reason}" for d in sorted(DEVIATIONS, key=lambda d: (d.op, d.kind))]
+    return TORCH + "\n".join(listed) + "\n"
 
 
 def _cell(verdicts: set[str]) -> str:

@@ -1,10 +1,12 @@
 import pytest
 import torch
+import transformers
 from torch import nn
 from torchvision.models import get_model
 
-from bptools.finetune import parameter_depths, small_cnn
-from bptools.finetune.depth import find_blocks
+from bptools.finetune import small_cnn
+from bptools.optim import layerwise_groups, parameter_depths
+from bptools.optim._layerwise import find_blocks
 
 
 def depths_of(name, size=64):
@@ -66,3 +68,42 @@ def test_blocks_are_neither_leaves_nor_the_whole(name):
     assert 10 <= len(blocks) <= 80
     owned = {id(p) for block in blocks.values() for p in block.parameters()}
     assert owned == {id(p) for p in model.parameters()}
+
+
+def test_rates_fall_by_a_factor_a_block():
+    model = get_model("resnet18", weights=None)
+    groups = layerwise_groups(model, torch.rand(1, 3, 64, 64), 0.1, decay=0.5, weight_decay=0.05)
+    rates = {group["depth"]: group["lr"] for group in groups}
+    assert rates == {depth: pytest.approx(0.1 * 0.5 ** (9 - depth)) for depth in range(10)}
+    grouped = [p for group in groups for p in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
+    for group in groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+    optimizer = torch.optim.AdamW(groups)
+    assert [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in groups]
+
+
+def test_a_language_model_by_its_keywords_with_tied_weights_once():
+    config = transformers.GPT2Config(n_embd=16, n_head=2, n_layer=3, vocab_size=20, n_positions=8)
+    model = transformers.GPT2LMHeadModel(config)
+    tokens = {"input_ids": torch.tensor([[1, 2, 3]])}
+    groups = layerwise_groups(model, tokens, 1.0, decay=0.1)
+    where = {id(p): group["depth"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(where) == len(list(model.parameters()))
+    depths = [where[id(block.mlp.c_fc.weight)] for block in model.transformer.h]
+    assert depths == sorted(set(depths))
+    assert where[id(model.lm_head.weight)] == where[id(model.transformer.wte.weight)] < depths[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "pattern"),
+    [
+        ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
+        ({"lr": 1.0, "weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"lr": 1.0, "decay": 0.0}, "decay must be more than 0 and at most 1, got 0.0"),
+        ({"lr": 1.0, "decay": 1.5}, "decay must be more than 0 and at most 1, got 1.5"),
+    ],
+)
+def test_layerwise_errors(settings, pattern):
+    with pytest.raises(ValueError, match=f"layerwise_groups: {pattern}"):
+        layerwise_groups(nn.Linear(2, 2), torch.rand(1, 2), **settings)
