@@ -53,6 +53,9 @@ def _work() -> list[Work]:
 
     return [
         Work("linear", "2048×512 → 512", lambda: (_randn(2048, 512), _randn(512, 512), _randn(512)), {}),
+        Work(
+            "bilinear", "512×128, 128 → 64", lambda: (_randn(512, 128), _randn(512, 128), _randn(64, 128, 128)), {}
+        ),
         *map(elementwise, ("relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh")),
         Work("softmax", "2048×1024", lambda: (_randn(2048, 1024),), {"dim": -1}),
         Work("log_softmax", "2048×1024", lambda: (_randn(2048, 1024),), {"dim": -1}),

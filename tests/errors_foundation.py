@@ -22,6 +22,22 @@ ERRORS = {
     "linear: weight": (lambda: B.linear(x, w[None]), ValueError, r"weight must have 2 dim.*got \(1, 4, 5\)"),
     "linear: 1-D weight": (lambda: B.linear(x, w[0], w[:, 0]), ValueError, "1 without a bias"),
     "linear: dtypes": (lambda: B.linear(x, w.half()), TypeError, "weight must have input's dtype torch.float32"),
+    "bilinear: weight": (lambda: B.bilinear(x, x, w), ValueError, r"weight must have 3 dim.*got \(4, 5\)"),
+    "bilinear: features": (
+        lambda: B.bilinear(x, x, torch.randn(2, 5, 4)),
+        ValueError,
+        r"input2 must have shape \(\.\.\., 4\).*got \(3, 5\)",
+    ),
+    "bilinear: rows": (
+        lambda: B.bilinear(x, x[:2], torch.randn(2, 5, 5)),
+        ValueError,
+        r"leading dimensions \(3,\), got \(2,\)",
+    ),
+    "bilinear: bias": (
+        lambda: B.bilinear(x, x, torch.randn(2, 5, 5), x[0]),
+        ValueError,
+        r"bias must have shape \(2,\), got \(5,\)",
+    ),
     "relu: integers": (lambda: B.relu(torch.arange(3)), TypeError, "relu: input .* got torch.int64"),
     "relu: complex": (lambda: B.relu(x + 1j), TypeError, "relu: input .* got torch.complex64"),
     "relu: sparse": (lambda: B.relu(x.to_sparse()), TypeError, "relu: input .* got layout torch.sparse_coo"),

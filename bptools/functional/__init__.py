@@ -13,7 +13,7 @@ from bptools.functional._attention import scaled_dot_product_attention
 from bptools.functional._convolution import conv1d, conv2d, conv3d
 from bptools.functional._dropout import dropout
 from bptools.functional._embedding import embedding
-from bptools.functional._linear import linear
+from bptools.functional._linear import bilinear, linear
 from bptools.functional._loss import cross_entropy, mse_loss
 from bptools.functional._normalization import batch_norm, layer_norm, rms_norm
 from bptools.functional._pooling import (
@@ -50,6 +50,7 @@ __all__ = [
     "avg_pool2d",
     "avg_pool3d",
     "batch_norm",
+    "bilinear",
     "conv1d",
     "conv2d",
     "conv3d",

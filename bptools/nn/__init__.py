@@ -23,7 +23,7 @@ from bptools.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Si
 from bptools.nn.convolution import Conv1d, Conv2d, Conv3d
 from bptools.nn.dropout import Dropout
 from bptools.nn.embedding import Embedding
-from bptools.nn.linear import Linear
+from bptools.nn.linear import Bilinear, Linear
 from bptools.nn.loss import CrossEntropyLoss, MSELoss
 from bptools.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, RMSNorm
 from bptools.nn.pooling import (
@@ -63,6 +63,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Bilinear",
     "Conv1d",
     "Conv2d",
     "Conv3d",

@@ -8,6 +8,11 @@ import torch
 MODULES = [
     ("Linear", (5, 4), (3, 5)),
     ("Linear", (5, 4, False), (2, 3, 5)),
+    (
+        "Bilinear",
+        (5, 4, 3),
+        lambda: (torch.randn(2, 5, requires_grad=True), torch.randn(2, 4, requires_grad=True)),
+    ),
     ("ReLU", (), (3, 5)),
     ("ReLU", (True,), (3, 5)),
     ("LeakyReLU", (0.2,), (3, 5)),

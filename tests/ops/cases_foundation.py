@@ -51,6 +51,10 @@ CASES: list[Case] = [
     Case("linear", "vector-weight", lambda t: ((t(3, 5), t(5)), {})),
     Case("linear", "no-rows", lambda t: ((t(0, 5), t(4, 5), t(4)), {}), only=EMPTY),
     Case("linear", "no-features", lambda t: ((t(3, 0), t(4, 0), t(4)), {}), only=EMPTY),
+    # bilinear
+    Case("bilinear", "bias", lambda t: ((t(3, 2), t(3, 4), t(2, 2, 4), t(2)), {})),
+    Case("bilinear", "no-bias", lambda t: ((t(2, 3, 2), t(2, 3, 1), t(3, 2, 1)), {})),
+    Case("bilinear", "no-rows", lambda t: ((t(0, 2), t(0, 3), t(4, 2, 3), t(4)), {}), only=EMPTY),
     # convolutions
     Case("conv1d", "plain", lambda t: ((t(2, 3, 5), t(4, 3, 2)), {})),
     Case("conv1d", "everything", lambda t: ((t(2, 2, 9), t(4, 1, 3), t(4), 2, 1, 2, 2), {})),

@@ -24,6 +24,12 @@ def linear(draw):
 
 
 @st.composite
+def bilinear(draw):
+    rows, i, j, o = draw(shapes(0, 2, min_side=0, max_side=3)), draw(SIDE), draw(SIDE), draw(SIDE)
+    return draw(calls(tensors((*rows, i)), tensors((*rows, j)), tensors((o, i, j)), optional(tensors((o,)))))
+
+
+@st.composite
 def convolution(draw, dims):
     groups, i, o = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
     k, s, p, d = (
@@ -144,6 +150,7 @@ def attention(draw):
 
 PROPERTIES = (
     Property("linear", linear()),
+    Property("bilinear", bilinear()),
     *[Property(f"conv{dims}d", convolution(dims)) for dims in (1, 2, 3)],
     Property("max_pool2d", pool(dilation=True, return_indices=st.booleans())),
     Property("avg_pool2d", pool(count_include_pad=st.booleans(), divisor_override=choice(None, 3))),

@@ -24,10 +24,10 @@ out of date.
 TORCH = """
 ## Where ours differ from torch's
 
-`uv run pytest -m slow tests/ops/test_torch_samples.py` draws what PyTorch's own suite draws for these functions and
-modules: values, gradients and errors agree, but for what is listed here, and each line is seen to be true. *refuses*:
-ours raises where torch gives a result; *accepts*: the reverse, of a call that PyTorch's suite wants to fail;
-*differs*: both give results, and not the same ones. Where torch raises a `RuntimeError`, ours may raise a
+`uv run pytest -m slow tests/ops/test_torch_samples.py` draws what PyTorch's own suite draws for these functions
+and modules: values, gradients and errors agree, but for what is listed here, and each line is seen to be true.
+*refuses*: ours raises where torch gives a result; *accepts*: the reverse, of a call that PyTorch's suite wants to
+fail; *differs*: both give results, and not the same ones. Where torch raises a `RuntimeError`, ours may raise a
 `ValueError`, `TypeError` or `IndexError`, and name the argument, what was expected and what came.
 
 """
