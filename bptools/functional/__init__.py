@@ -12,14 +12,29 @@ from bptools.functional._activation import gelu, leaky_relu, log_softmax, relu, 
 from bptools.functional._attention import scaled_dot_product_attention
 from bptools.functional._convolution import conv1d, conv2d, conv3d
 from bptools.functional._dropout import dropout
-from bptools.functional._embedding import embedding
+from bptools.functional._embedding import embedding, embedding_bag, rotary_embedding
 from bptools.functional._linear import linear
 from bptools.functional._loss import cross_entropy, mse_loss
-from bptools.functional._normalization import batch_norm, layer_norm, rms_norm
+from bptools.functional._normalization import (
+    add_layer_norm,
+    add_rms_norm,
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    local_response_norm,
+    normalize,
+    rms_norm,
+    spectral_norm,
+    sync_batch_norm,
+    weight_norm,
+)
 from bptools.functional._pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
 __all__ = [
     "adaptive_avg_pool2d",
+    "add_layer_norm",
+    "add_rms_norm",
     "avg_pool2d",
     "batch_norm",
     "conv1d",
@@ -28,18 +43,27 @@ __all__ = [
     "cross_entropy",
     "dropout",
     "embedding",
+    "embedding_bag",
     "gelu",
+    "group_norm",
+    "instance_norm",
     "layer_norm",
     "leaky_relu",
     "linear",
+    "local_response_norm",
     "log_softmax",
     "max_pool2d",
     "mse_loss",
+    "normalize",
     "relu",
     "rms_norm",
+    "rotary_embedding",
     "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "softmax",
+    "spectral_norm",
+    "sync_batch_norm",
     "tanh",
+    "weight_norm",
 ]
