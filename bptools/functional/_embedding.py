@@ -102,7 +102,7 @@ def embedding_bag(
     try:
         if max_norm is not None:
             _renormalise(weight, flat, max_norm, norm_type)
-        where = flat.to(kind), offsets.to(kind)
+        where = flat.to(kind).contiguous(), offsets.to(kind).contiguous()
         constants = mode, padding, scale_grad_by_freq, sparse
         y, _, _ = _embedding_bag.embedding_bag(weight, per_sample_weights, *where, *constants)
         return y

@@ -95,7 +95,7 @@ def add_layer_norm(
     _check_normalized("add_layer_norm", input, normalized_shape, weight=weight, bias=bias)
     check_parameter_dtypes("add_layer_norm", input, weight=weight, bias=bias)
     y, _, _, h = _add_norm.add_layer_norm(input, residual, weight, bias, len(normalized_shape), eps)
-    return y, h
+    return y, _frozen_as(input, residual, h)
 
 
 def add_rms_norm(
@@ -124,7 +124,7 @@ def add_rms_norm(
     input, residual = _check_summands("add_rms_norm", input, residual)
     eps = _check_rms_norm("add_rms_norm", input, normalized_shape, weight, eps)
     y, _, h = _add_norm.add_rms_norm(input, residual, weight, len(normalized_shape), eps)
-    return y, h
+    return y, _frozen_as(input, residual, h)
 
 
 def batch_norm(
@@ -447,6 +447,11 @@ def _check_summands(name: str, input: Tensor, residual: Tensor) -> tuple[Tensor,
     if residual.shape != input.shape:
         raise ValueError(f"{name}: residual must have input's shape {shape_of(input)}, got {shape_of(residual)}")
     return one_dtype(input, residual)
+
+
+def _frozen_as(input: Tensor, residual: Tensor, h: Tensor) -> Tensor:
+    """The sum, which requires a gradient only if one of its terms does, whatever learns beside them."""
+    return h.detach() if h.requires_grad and not (input.requires_grad or residual.requires_grad) else h
 
 
 def _check_rms_norm(

@@ -96,7 +96,10 @@ def _of_norm(needs):
 
 
 def _shared(dx: Tensor | None, dh: Tensor, needs) -> tuple[Tensor | None, Tensor | None]:
+    """dx and dresidual: equal, but each with memory of its own, for who gets a gradient may write to it."""
     total = None if dx is None else dx + dh
+    if "x" in needs and "residual" in needs:
+        return total, total.clone()
     return total if "x" in needs else None, total if "residual" in needs else None
 
 

@@ -88,7 +88,7 @@ def embedding_bag_backward(
     reaches = dy.index_select(0, bag)  # (n, d)
     if mode == "mean":
         reaches = reaches / size.index_select(0, bag).clamp_min(1).unsqueeze(-1)
-    if "per_sample_weights" in needs and per_sample_weights is not None:
+    if "per_sample_weights" in needs:
         dsample = (reaches * weight.index_select(0, indices)).sum(-1)
         dsample = torch.where(indices != padding_idx, dsample, 0)
     if "weight" in needs:
@@ -103,7 +103,7 @@ def embedding_bag_backward(
 def _bag_of(indices: Tensor, offsets: Tensor) -> Tensor:
     """indices (n,), offsets (b,), where each bag begins -> the bag of each position (n,)."""
     begins = offsets.new_zeros(indices.shape[0] + 1).index_add(0, offsets, torch.ones_like(offsets))
-    return begins.cumsum(0)[:-1] - 1
+    return begins.cumsum(0, dtype=offsets.dtype)[:-1] - 1
 
 
 def _largest(rows: Tensor, bag: Tensor, counted: Tensor, size: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ def _slope(x: Tensor, norm: Tensor, p: float, dim: tuple[int, ...]) -> Tensor:
         return torch.zeros_like(x)
     if p == 1:
         return x.sgn()
-    if math.isinf(p):
+    if abs(p) == math.inf:
         holds = x.abs() == norm
         return torch.where(holds, x.sgn(), 0) / holds.sum(dim, keepdim=True)
     norm = torch.where(norm == 0, 1, norm)

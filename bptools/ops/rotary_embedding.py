@@ -46,7 +46,7 @@ def quarter_turn(x: Tensor, interleaved: bool) -> Tensor:
     """R: x (..., d) -> (..., d)."""
     if interleaved:
         a, b = x[..., ::2], x[..., 1::2]
-        return torch.stack((-b, a), -1).flatten(-2)
+        return torch.stack((-b, a), -1).reshape(x.shape)
     a, b = x.chunk(2, -1)
     return torch.cat((-b, a), -1)
 

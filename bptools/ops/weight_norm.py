@@ -64,7 +64,8 @@ def _others(v: Tensor, dim: int) -> tuple[int, ...]:
 
 
 def _kernel_backward(dw, v, g, n, dim, needs):
-    return aten._weight_norm_interface_backward(dw.contiguous(), v, g, n, dim)
+    dv, dg = aten._weight_norm_interface_backward(dw.contiguous(), v, g, n, dim)
+    return dv if "v" in needs else None, dg if "g" in needs else None
 
 
 def _kernel_usable(v, g, dim):
@@ -98,7 +99,6 @@ weight_norm = Op(
     weight_norm_backward,
     outputs="w n",
     grads="v g",
-    keep_for={"g": "v"},
     residuals=weight_norm_lengths,
     kernel=Kernel(aten._weight_norm_interface, _kernel_backward, _kernel_usable),
 )
