@@ -204,9 +204,7 @@ def sync_batch_norm(
     given = running_mean, running_var, weight, bias
     _check_batch_norm("sync_batch_norm", input, *given, True, momentum, eps)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise RuntimeError(
-            "sync_batch_norm: torch.distributed must have been initialised, with init_process_group"
-        )
+        raise RuntimeError("sync_batch_norm: torch.distributed must be initialised, by init_process_group")
     group = process_group or torch.distributed.group.WORLD
     mean, var = _running(input, *given)
     op = _sync_batch_norm.sync_batch_norm

@@ -77,7 +77,8 @@ class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
 class SyncBatchNorm(_BatchNorm, torch.nn.SyncBatchNorm):
     """`torch.nn.SyncBatchNorm` on `bptools.functional.sync_batch_norm`: (n, c, ...) -> the same, on any device.
 
-    Without a process group, with one of a single process, and in evaluation it is batch norm.
+    Without a process group, with one of a single process, and in evaluation it is batch norm. On the CPU
+    DistributedDataParallel refuses every torch.nn.SyncBatchNorm by its class, and so this one.
     """
 
     def _normalise(self, input: Tensor, mean: Tensor | None, var: Tensor | None, momentum: float) -> Tensor:

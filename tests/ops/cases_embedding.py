@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from case import CAPABILITIES, EMPTY, Case, Maker
 from torch import Tensor
 
-WISHED = tuple(
-    c for c in CAPABILITIES if c not in ("gradcheck", "jvp")
-)  # where the gradient is not the derivative
+# Where the gradient is not the derivative, but what the user wants in its place.
+WISHED = tuple(c for c in CAPABILITIES if c not in ("gradcheck", "jvp", "compile"))
 
 
 def by_frequency(input: Tensor, weight: Tensor, **kwargs: Any) -> Tensor:
