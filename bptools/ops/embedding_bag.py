@@ -103,7 +103,7 @@ def embedding_bag_backward(
 def _bag_of(indices: Tensor, offsets: Tensor) -> Tensor:
     """indices (n,), offsets (b,), where each bag begins -> the bag of each position (n,)."""
     begins = offsets.new_zeros(indices.shape[0] + 1).index_add(0, offsets, torch.ones_like(offsets))
-    return begins.cumsum(0, dtype=offsets.dtype)[:-1] - 1
+    return begins.cumsum(0)[:-1] - 1
 
 
 def _largest(rows: Tensor, bag: Tensor, counted: Tensor, size: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ def _kernel_backward(
     needs,
 ):
     dweight = dsample = None
-    mode, bag = MODES.index(mode), _bag_of(indices, offsets)
+    mode, bag = MODES.index(mode), _bag_of(indices, offsets).to(offsets.dtype)
     if "weight" in needs:
         constants = scale_grad_by_freq, mode, sparse, per_sample_weights, padding_idx
         dweight = aten._embedding_bag_backward(dy, indices, offsets, bag, size, top, weight_shape[0], *constants)

@@ -39,7 +39,7 @@ aten = torch.ops.aten
 def weight_norm_lengths(v: Tensor, dim: int) -> Tensor:
     """v (o, ...) -> n (o, 1, ...), o being the dimension dim; () for all of v."""
     others = _others(v, dim)
-    return torch.linalg.vector_norm(v, 2, others, keepdim=dim != -1) if others else v.abs()
+    return torch.linalg.vector_norm(v, 2, others, keepdim=len(others) < v.dim()) if others else v.abs()
 
 
 def weight_norm_forward(v: Tensor, g: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ def weight_norm_backward(
     """dw, v (o, ...), g and n (o, 1, ...) -> dv (o, ...), dg (o, 1, ...)."""
     u = v / n
     others = _others(v, dim)
-    dg = (dw * u).sum(others, keepdim=dim != -1) if others else dw * u
+    dg = (dw * u).sum(others, keepdim=len(others) < v.dim()) if others else dw * u
     dv = g / n * (dw - u * dg) if "v" in needs else None
     return dv, dg if "g" in needs else None
 
