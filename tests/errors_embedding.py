@@ -49,6 +49,16 @@ ERRORS = {
         TypeError,
         "offsets must be int64 or int32, got torch.float32",
     ),
+    "embedding_bag: falling offsets": (
+        lambda: B.embedding_bag(flat, table, flat),
+        ValueError,
+        r"offsets must begin with 0 and rise to at most 3, got \[0, 3, 1\]",
+    ),
+    "embedding_bag: last offset": (
+        lambda: B.embedding_bag(flat, table, flat[:1], include_last_offset=True),
+        ValueError,
+        r"offsets must rise from 0 to 3, got \[0\]",
+    ),
     "embedding_bag: mode": (
         lambda: B.embedding_bag(flat[None], table, mode="min"),
         ValueError,

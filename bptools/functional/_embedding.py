@@ -83,7 +83,8 @@ def embedding_bag(
         IndexError: if input holds a row that weight does not have. On a GPU the device reports it, later.
         NotImplementedError: if there are per_sample_weights and mode is not `"sum"`.
         TypeError: if input or offsets does not hold integers or weight is not floating.
-        ValueError: if the shapes or offsets do not fit, mode is none of the above, or goes not with an argument.
+        ValueError: if the shapes do not fit, or, on the CPU, the offsets; if mode is none of the above, or goes not
+            with an argument.
     """
     if input.is_nested:
         if per_sample_weights is not None:
@@ -179,6 +180,7 @@ def _check_bags(
             raise ValueError(f"embedding_bag: offsets must be 1-D, of at least {least} elements, got {got}")
         if offsets.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"embedding_bag: offsets must be int64 or int32, got {offsets.dtype}")
+        _check_ends(offsets, input.shape[0], include_last_offset)
     if per_sample_weights is not None:
         if mode != "sum":
             raise NotImplementedError(f"embedding_bag: per_sample_weights is for mode 'sum' alone, got {mode!r}")
@@ -187,6 +189,16 @@ def _check_bags(
                 f"embedding_bag: per_sample_weights must have input's shape {shape_of(input)}, "
                 f"got {shape_of(per_sample_weights)}"
             )
+
+
+def _check_ends(offsets: Tensor, n: int, include_last_offset: bool) -> None:
+    """Torch's kernels read what lies beside the input if offsets fall. Asking a GPU would have to wait for it."""
+    if offsets.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    ends = offsets if include_last_offset else torch.cat([offsets, offsets.new_tensor([n])])
+    if ends[0] != 0 or ends[-1] != n or (ends.diff() < 0).any():
+        rise = f"rise from 0 to {n}" if include_last_offset else f"begin with 0 and rise to at most {n}"
+        raise ValueError(f"embedding_bag: offsets must {rise}, got {offsets.tolist()}")
 
 
 def _renormalise(weight: Tensor, input: Tensor, max_norm: float, norm_type: float) -> None:
