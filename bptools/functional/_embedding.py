@@ -83,8 +83,8 @@ def embedding_bag(
         IndexError: if input holds a row that weight does not have. On a GPU the device reports it, later.
         NotImplementedError: if there are per_sample_weights and mode is not `"sum"`.
         TypeError: if input or offsets does not hold integers or weight is not floating.
-        ValueError: if the shapes do not fit, or, on the CPU, the offsets; if mode is none of the above, or goes not
-            with an argument.
+        ValueError: if the shapes do not fit, or, on the CPU, the offsets; if mode is none of the above, or
+            does not go with an argument.
     """
     if input.is_nested:
         if per_sample_weights is not None:
