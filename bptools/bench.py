@@ -68,6 +68,10 @@ def _work() -> list[Work]:
             lambda: (_randn(32, 64, 28, 28), torch.zeros(64), torch.ones(64), _randn(64), _randn(64), True),
             {},
         ),
+        Work("group_norm", "32×64×28×28, 8", lambda: (_randn(32, 64, 28, 28), 8, _randn(64), _randn(64)), {}),
+        Work("instance_norm", "32×64×28×28", lambda: (_randn(32, 64, 28, 28),), {}),
+        Work("local_response_norm", "32×64×28×28, 5", lambda: (_randn(32, 64, 28, 28), 5), {}),
+        Work("normalize", "2048×1024", lambda: (_randn(2048, 1024),), {}),
         Work(
             "conv1d", "32×64×256, 3", lambda: (_randn(32, 64, 256), _randn(64, 64, 3), _randn(64)), {"padding": 1}
         ),
@@ -100,6 +104,12 @@ def _work() -> list[Work]:
             {},
         ),
         Work("embedding", "4096 of 32000×256", lambda: (torch.randint(32000, (4096,)), _randn(32000, 256)), {}),
+        Work(
+            "embedding_bag",
+            "256 × 16 of 32000×256",
+            lambda: (torch.randint(32000, (256, 16)), _randn(32000, 256)),
+            {},
+        ),
         Work("cross_entropy", "2048×32000", lambda: (_randn(2048, 32000), torch.randint(32000, (2048,))), {}),
         Work("mse_loss", "2048×1024", lambda: (_randn(2048, 1024), torch.randn(2048, 1024)), {}),
         Work(

@@ -8,14 +8,54 @@ what came.
 Shapes are given in parentheses: `(..., d)` is any number of leading dimensions and a last one of size d.
 """
 
-from bptools.functional._activation import gelu, leaky_relu, log_softmax, relu, sigmoid, silu, softmax, tanh
-from bptools.functional._attention import scaled_dot_product_attention
-from bptools.functional._convolution import conv1d, conv2d, conv3d
-from bptools.functional._dropout import dropout
-from bptools.functional._embedding import embedding
-from bptools.functional._linear import bilinear, linear
-from bptools.functional._loss import cross_entropy, mse_loss
-from bptools.functional._normalization import batch_norm, layer_norm, rms_norm
+from bptools.functional._activation import (
+    gelu,
+    leaky_relu,
+    log_softmax,
+    relu,
+    sigmoid,
+    silu,
+    softmax,
+    tanh,
+)
+from bptools.functional._attention import (
+    scaled_dot_product_attention,
+)
+from bptools.functional._convolution import (
+    conv1d,
+    conv2d,
+    conv3d,
+)
+from bptools.functional._dropout import (
+    dropout,
+)
+from bptools.functional._embedding import (
+    embedding,
+    embedding_bag,
+    rotary_embedding,
+)
+from bptools.functional._linear import (
+    bilinear,
+    linear,
+)
+from bptools.functional._loss import (
+    cross_entropy,
+    mse_loss,
+)
+from bptools.functional._normalization import (
+    add_layer_norm,
+    add_rms_norm,
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    local_response_norm,
+    normalize,
+    rms_norm,
+    spectral_norm,
+    sync_batch_norm,
+    weight_norm,
+)
 from bptools.functional._pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -46,6 +86,8 @@ __all__ = [
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
+    "add_layer_norm",
+    "add_rms_norm",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
@@ -57,12 +99,16 @@ __all__ = [
     "cross_entropy",
     "dropout",
     "embedding",
+    "embedding_bag",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
     "gelu",
+    "group_norm",
+    "instance_norm",
     "layer_norm",
     "leaky_relu",
     "linear",
+    "local_response_norm",
     "log_softmax",
     "lp_pool1d",
     "lp_pool2d",
@@ -74,11 +120,16 @@ __all__ = [
     "max_unpool2d",
     "max_unpool3d",
     "mse_loss",
+    "normalize",
     "relu",
     "rms_norm",
+    "rotary_embedding",
     "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "softmax",
+    "spectral_norm",
+    "sync_batch_norm",
     "tanh",
+    "weight_norm",
 ]

@@ -18,14 +18,57 @@ from torch.nn import (
     Unflatten,
 )
 
-from bptools.nn._convert import convert, revert
-from bptools.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
-from bptools.nn.convolution import Conv1d, Conv2d, Conv3d
-from bptools.nn.dropout import Dropout
-from bptools.nn.embedding import Embedding
-from bptools.nn.linear import Bilinear, Linear
-from bptools.nn.loss import CrossEntropyLoss, MSELoss
-from bptools.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, RMSNorm
+from bptools.nn import (
+    utils,
+)
+from bptools.nn._convert import (
+    convert,
+    revert,
+)
+from bptools.nn.activation import (
+    GELU,
+    LeakyReLU,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Tanh,
+)
+from bptools.nn.convolution import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+)
+from bptools.nn.dropout import (
+    Dropout,
+)
+from bptools.nn.embedding import (
+    Embedding,
+    EmbeddingBag,
+    RotaryEmbedding,
+)
+from bptools.nn.linear import (
+    Bilinear,
+    Linear,
+)
+from bptools.nn.loss import (
+    CrossEntropyLoss,
+    MSELoss,
+)
+from bptools.nn.normalization import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LocalResponseNorm,
+    RMSNorm,
+    SyncBatchNorm,
+)
 from bptools.nn.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -70,16 +113,22 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
+    "EmbeddingBag",
     "Flatten",
     "FractionalMaxPool2d",
     "FractionalMaxPool3d",
+    "GroupNorm",
     "Identity",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "LocalResponseNorm",
     "LogSoftmax",
     "MSELoss",
     "MaxPool1d",
@@ -96,12 +145,15 @@ __all__ = [
     "ParameterList",
     "RMSNorm",
     "ReLU",
+    "RotaryEmbedding",
     "Sequential",
     "SiLU",
     "Sigmoid",
     "Softmax",
+    "SyncBatchNorm",
     "Tanh",
     "Unflatten",
     "convert",
     "revert",
+    "utils",
 ]
