@@ -14,6 +14,7 @@ from bptools.functional._convolution import conv1d, conv2d, conv3d
 from bptools.functional._dropout import dropout
 from bptools.functional._embedding import embedding
 from bptools.functional._linear import linear
+from bptools.functional._linear_loss import linear_cross_entropy
 from bptools.functional._loss import cross_entropy, mse_loss
 from bptools.functional._normalization import batch_norm, layer_norm, rms_norm
 from bptools.functional._pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
@@ -32,6 +33,7 @@ __all__ = [
     "layer_norm",
     "leaky_relu",
     "linear",
+    "linear_cross_entropy",
     "log_softmax",
     "max_pool2d",
     "mse_loss",

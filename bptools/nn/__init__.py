@@ -23,6 +23,7 @@ from bptools.nn.convolution import Conv1d, Conv2d, Conv3d
 from bptools.nn.dropout import Dropout
 from bptools.nn.embedding import Embedding
 from bptools.nn.linear import Linear
+from bptools.nn.linear_loss import LinearCrossEntropyLoss
 from bptools.nn.loss import CrossEntropyLoss, MSELoss
 from bptools.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, RMSNorm
 from bptools.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -45,6 +46,7 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "LinearCrossEntropyLoss",
     "LogSoftmax",
     "MSELoss",
     "MaxPool2d",
