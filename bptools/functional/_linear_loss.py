@@ -114,7 +114,11 @@ def linear_cross_entropy(
     indices = None if soft else target.reshape(n, k).long()
     probabilities = target.reshape(n, classes, k).mT if soft else None
     beside = [t for t in (probabilities, weight) if t is not None and t.requires_grad]
-    ahead = reduction != "none" and torch.is_grad_enabled() and not beside
+    ahead = []
+    if reduction != "none" and torch.is_grad_enabled() and not beside:
+        ahead = [
+            name for name, t in (("x", input), ("weight", w), ("bias", b)) if t is not None and t.requires_grad
+        ]
     try:
         loss, best, *_ = _ops.linear_cross_entropy(
             input.reshape(n, features),
@@ -129,7 +133,7 @@ def linear_cross_entropy(
             reduction,
             getattr(options, "batch_chunk_size", None),
             return_argmax,
-            ahead,
+            " ".join(ahead),
             dtype,
         )
     except IndexError:

@@ -49,6 +49,9 @@ from bptools.ops.loss import (
 )
 from bptools.ops.softmax import softmax_forward
 
+GRADS = ("x", "weight", "bias", "class_weight", "probabilities")
+
+
 # The formula --------------------------------------------------------------------------------------------------
 
 
@@ -65,14 +68,15 @@ def linear_cross_entropy_forward(
     reduction: str,
     rows: int | None,
     argmax: bool,
-    ahead: bool,
+    ahead: str,
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
     """x (n, i), weight (k, C, i), bias (k, C), class_weight (C,) -> y (n, k) or (), best (n, k), gx, gw, gb.
 
     What is wanted is class indices, target (n, k), or probabilities (n, k, C); the other is None. `rows` of x are
     taken at a time, or as many as is thought best. With `argmax`, best is the class of the largest logit. gx, gw
-    and gb are the kernel's, if `ahead`. What is not computed is empty. y is in `dtype`.
+    and gb are the kernel's, of those of x, weight and bias that `ahead` names. What is not computed is empty. y is
+    in `dtype`.
     """
     losses, squares, best = [], [], []
     for here in _chunks(x, weight, rows):
@@ -110,7 +114,7 @@ def linear_cross_entropy_backward(
     z_loss: float,
     reduction: str,
     rows: int | None,
-    ahead: bool,
+    ahead: str,
     needs=EVERY,
 ) -> tuple[Tensor | None, ...]:
     """dy (n, k) or (), others as in the forward -> dx, dw, db, dclass_weight, dprobabilities, as their inputs."""
@@ -219,16 +223,18 @@ def _sweep(
     ignore_index: int,
     label_smoothing: float,
     rows: int | None,
-    argmax: bool = False,
-    g: Tensor | None = None,
-    h: Tensor | None = None,
-    needs: Collection[str] = (),
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    argmax: bool,
+    g: Tensor | None,
+    h: Tensor | None,
+    wanted: str,
+) -> list[Tensor]:
     """One pass over the chunks, with one buffer for their logits: losses, squares and best (n, k), and gradients.
 
-    g and h (n, k) are the gradients of losses and squares, for the gradients that are in `needs`.
+    g and h (n, k) are the gradients of losses and squares, for the gradients of the inputs that `wanted` names.
+    What is not wanted is empty.
     """
-    n, i = x.shape
+    needs = wanted.split()
+    n = x.shape[0]
     k, classes = weight.shape[:2]
     dtype = torch.promote_types(x.dtype, torch.float32)
     w = _rows(weight)
@@ -241,15 +247,12 @@ def _sweep(
         t = torch.where(kept, target, 0)
         hit = (1 - label_smoothing) * cw.index_select(0, t.flatten()).view(n, k)  # IndexError for what is no class
 
-    losses, squares = x.new_empty((2, n, k), dtype=dtype)
-    best = torch.empty((n, k) if argmax else 0, dtype=torch.int64, device=x.device)
-    shapes = {"x": (n, i), "weight": (k * classes, i), "bias": (k * classes,)}
-    shapes |= {"class_weight": (classes,), "probabilities": (n * k, classes)}
-    found = {name: x.new_zeros(shape, dtype=dtype) for name, shape in shapes.items() if name in needs}
+    losses, squares, best, *grads = _results(x, weight, argmax, needs)
+    found = dict(zip(GRADS, grads, strict=True))
     rows = min(rows or _rows_of_a_chunk(x, weight), n)
     buffer = x.new_empty((rows, k * classes), dtype=dtype)
     for start in range(0, n, rows or 1):
-        here, flat = slice(start, start + rows), slice(start * k, (start + rows) * k)
+        here = slice(start, start + rows)
         wide = _product(x[here], w.mT, buffer[: n - start])  # (r, k C)
         if bias is not None:
             wide += bias.flatten()
@@ -287,7 +290,7 @@ def _sweep(
             if "class_weight" in needs:
                 found["class_weight"] += (surprise * amounts).sum(0)
             if "probabilities" in needs:
-                found["probabilities"][flat] = (1 - label_smoothing) * cw * surprise
+                found["probabilities"][here] = ((1 - label_smoothing) * cw * surprise).view(r, k, classes)
         logits *= (row * total + 2 * h[here].flatten() * lse).unsqueeze(1)
         if target is not None:
             logits.scatter_add_(1, at, -(row * hits).unsqueeze(1))
@@ -297,17 +300,50 @@ def _sweep(
             logits.addcmul_(row.unsqueeze(1), q, value=-1)
         dl = logits.view(wide.shape)
         if "bias" in needs:
-            found["bias"] += dl.sum(0)
+            found["bias"] += dl.sum(0).view(k, classes)
         dl = dl.to(x.dtype)
         if "x" in needs:
             _product(dl, w, found["x"][here])
         if "weight" in needs:
-            _add_product(dl.mT, x[here], found["weight"])
+            _add_product(dl.mT, x[here], _rows(found["weight"]))
 
     if target is not None:
-        losses = torch.where(kept, losses, 0)
-    shapes = {"weight": weight.shape, "bias": (k, classes), "probabilities": (n, k, classes)}
-    return losses, squares, best, {name: d.view(shapes.get(name, d.shape)) for name, d in found.items()}
+        losses.masked_fill_(~kept, 0)
+    return [losses, squares, best, *grads]
+
+
+def _results(x: Tensor, weight: Tensor, argmax: bool, needs: Collection[str]) -> list[Tensor]:
+    """Room for what `_sweep` returns; gradients are sums, and start at 0."""
+    (n, _), (k, classes, _) = x.shape, weight.shape
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    shapes = x.shape, weight.shape, (k, classes), (classes,), (n, k, classes)
+    return [
+        x.new_empty((n, k), dtype=dtype),
+        x.new_empty((n, k), dtype=dtype),
+        x.new_empty((n, k) if argmax else 0, dtype=torch.int64),
+        *(x.new_zeros(s if name in needs else 0, dtype=dtype) for name, s in zip(GRADS, shapes, strict=True)),
+    ]
+
+
+# What torch.compile sees: one operation, or it would unroll the loop, or hold all the logits.
+_opaque_sweep = torch.library.custom_op(
+    "bptools::linear_cross_entropy_sweep",
+    _sweep,
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor? class_weight, Tensor? probabilities, Tensor? target, "
+    "int ignore_index, float label_smoothing, int? rows, bool argmax, Tensor? g, Tensor? h, str wanted)"
+    " -> Tensor[]",
+)
+
+
+@_opaque_sweep.register_fake
+def _opaque_results(x, weight, *args):
+    *_, argmax, _, _, wanted = args
+    return _results(x, weight, argmax, wanted.split())
+
+
+def _swept(*args) -> list[Tensor]:
+    return _opaque_sweep(*args) if torch.compiler.is_compiling() else _sweep(*args)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -348,14 +384,12 @@ def _kernel_forward(
 ):
     args = x, weight, bias, class_weight, probabilities, target, ignore_index, label_smoothing
     g = h = None
-    needs = ()
     if ahead:
-        needs = [n for n, t in zip(AHEAD, args, strict=False) if t is not None and t.requires_grad]
         one = x.new_ones((), dtype=torch.promote_types(x.dtype, torch.float32))
         g, h = _row_gradients(one, x, weight, class_weight, target, ignore_index, z_loss, reduction)
-    losses, squares, best, found = _sweep(*args, rows, argmax, g, h, needs)
+    losses, squares, best, gx, gw, gb, *_ = _swept(*args, rows, argmax, g, h, ahead)
     y = _reduced(losses, squares, class_weight, target, ignore_index, z_loss, reduction).to(dtype)
-    return y, best, *(found[name] if name in found else y.new_empty(0) for name in AHEAD)
+    return y, best, gx, gw, gb
 
 
 def _kernel_backward(
@@ -377,10 +411,11 @@ def _kernel_backward(
     ahead,
     needs,
 ):
-    batched = is_legacy_batchedtensor(dy) or torch._C._are_functorch_transforms_active()
+    compiling = torch.compiler.is_compiling()
+    batched = not compiling and (is_legacy_batchedtensor(dy) or torch._C._are_functorch_transforms_active())
     if ahead:
         # Without retain_graph they are freed when this is over: so they may become the gradients.
-        again = batched or torch._C._autograd._get_current_graph_task_keep_graph()
+        again = compiling or batched or torch._C._autograd._get_current_graph_task_keep_graph()
         ready = (gx if "x" in needs else None, gw if "weight" in needs else None, gb if "bias" in needs else None)
         return *(t if t is None else t * dy if again else t.mul_(dy) for t in ready), None, None
     args = x, weight, bias, class_weight, probabilities, target, ignore_index, label_smoothing, z_loss
@@ -388,19 +423,19 @@ def _kernel_backward(
         ready = gx, gw, gb
         return linear_cross_entropy_backward(dy, *args[:6], *ready, *args[6:], reduction, rows, ahead, needs)
     g, h = _row_gradients(dy, x, weight, class_weight, target, ignore_index, z_loss, reduction)
-    found = _sweep(*args[:-1], rows, False, g, h, needs)[-1]
-    return tuple(found.get(name) for name in linear_cross_entropy.grads)
+    wanted = " ".join(name for name in GRADS if name in needs)
+    _, _, _, *found = _swept(*args[:-1], rows, False, g, h, wanted)
+    return tuple(d if name in needs else None for name, d in zip(GRADS, found, strict=True))
 
-
-AHEAD = ("x", "weight", "bias")  # whose gradients the kernel computes in the forward
 
 linear_cross_entropy = Op(
     linear_cross_entropy_forward,
     linear_cross_entropy_backward,
     outputs="y best gx gw gb",
-    grads="x weight bias class_weight probabilities",
+    grads=" ".join(GRADS),
     keep_for={"gx": "x", "gw": "weight", "gb": "bias"},
     kernel=Kernel(_kernel_forward, _kernel_backward, _kernel_usable),
+    trace="kernel",
     mixed=True,  # class weights and probabilities are not cast under autocast; the function casts what is
     result="dtype",
 )
