@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -98,14 +99,28 @@ def test_one_graph_for_some_of_the_gradients():
     torch.testing.assert_close(torch.autograd.grad(loss, w), torch.autograd.grad(truth, w))
 
 
+def small_gradients(function):
+    """By how much the gradient of the weight is off, for a scaled loss of which float16 needs the scale."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(64, 32, generator=generator) * 2.0**-12).half()
+    w = (torch.randn(1000, 32, generator=generator) / 8).half().requires_grad_()
+    target = torch.randint(1000, (64,), generator=generator)
+    scale = torch.tensor(2.0**12)
+    found = torch.autograd.grad(function(x, w, target).float(), w, scale)[0].double()
+    w = w.detach().double().requires_grad_()
+    truth = torch.autograd.grad(reference(x.double(), w, target), w, scale.double())[0]
+    return (found - truth).norm() / truth.norm()
+
+
 def test_a_scaled_loss_in_float16_loses_nothing():
     """Gradients for dy = 1 are too small for float16: they are rounded when they have been scaled."""
-    x, w, target = arguments(torch.float16)
-    scale = torch.tensor(2.0**14)
-    small = x.detach() * 2.0**-12  # to have gradients of the weight that float16 cannot hold
-    found = torch.autograd.grad(ours(small, w, target).float(), w, scale)[0]
-    truth = torch.autograd.grad(reference(small.double(), w.double(), target), w, scale.double())[0]
-    torch.testing.assert_close(found, truth, rtol=2e-3, atol=1e-7)
+    assert small_gradients(ours) < 1e-3
+
+
+@pytest.mark.xfail(strict=False, reason="torch 2.15 rounds the gradients for dy = 1: most of them to 0")
+def test_torchs_chunks_lose_nothing_in_float16():
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS)
+    assert small_gradients(functools.partial(torch.nn.functional.linear_cross_entropy, options=options)) < 1e-3
 
 
 def test_autocast_gives_the_loss_in_float32():
