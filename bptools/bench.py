@@ -8,6 +8,7 @@ memory is measured, in a fresh process.
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import random
@@ -170,6 +171,7 @@ def _peak(op: str, contender: str) -> int:
     args = work.make()
     call, tier = _contenders(work, args)[contender]
     inputs = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+    importlib.import_module("torch._dynamo")  # 100 MiB of code that some bring
     before = _bench._resident_memory(reset=True)
     with backend(tier):
         for _ in range(2):
