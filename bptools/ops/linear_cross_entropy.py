@@ -1,6 +1,6 @@
 """The last layer of a classifier and its cross entropy in one op, which never holds all logits at once.
 
-Index legend: `n` rows of x, `i` its features, `c` and `v` classes (C of them), `k` losses of a row (1, but for
+Index legend: `n` rows of x, `i` its features, `c` classes (C of them), `k` losses of a row (1, but for
 K-dimensional losses). Each line holds for every k, which is left out where it says nothing.
 
     l[n,c] = Σ_i x[n,i] w[c,i] + b[c]               lse[n] = log Σ_c e^l[n,c]               p = e^(l - lse)
