@@ -2,20 +2,23 @@
 
 Of ops, the contenders take turns, so that a machine that slows down slows all of them, and medians are compared.
 Times are of one forward and backward. What is kept is what autograd holds between the two beside inputs and
-parameters.
+parameters. Where an op has further peers, they take their turns too, and the peak of each contender's resident
+memory is measured, in a fresh process.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import random
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +38,17 @@ Contender = Literal["eager", "lean", "lean-bf16", "lean-int8", "checkpoint", "co
 
 @dataclass(frozen=True)
 class Work:
-    """One op at one realistic size: `make` gives the arguments, those that require gradients included."""
+    """One op at one realistic size: `make` gives the arguments, those that require gradients included.
+
+    `theirs` is torch's function, if not the one of torch.nn.functional of the op's name; `peers` are others.
+    """
 
     op: str
     size: str
     make: Callable[[], tuple[Any, ...]]
     constants: dict[str, Any]
+    theirs: Callable[..., Tensor] | None = None
+    peers: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
 
 
 def _randn(*shape: int) -> Tensor:
@@ -50,6 +58,12 @@ def _randn(*shape: int) -> Tensor:
 def _work() -> list[Work]:
     def elementwise(op: str) -> Work:
         return Work(op, "2048×1024", lambda: (_randn(2048, 1024),), {})
+
+    def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(x, weight), target)
+
+    def in_chunks(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        return F.linear_cross_entropy(x, weight, target, options=torch.nn.LinearCrossEntropyOptions())
 
     return [
         Work("linear", "2048×512 → 512", lambda: (_randn(2048, 512), _randn(512, 512), _randn(512)), {}),
@@ -111,6 +125,14 @@ def _work() -> list[Work]:
             {},
         ),
         Work("cross_entropy", "2048×32000", lambda: (_randn(2048, 32000), torch.randint(32000, (2048,))), {}),
+        Work(
+            "linear_cross_entropy",
+            "2048×512 → 32000",
+            lambda: (_randn(2048, 512), _randn(32000, 512), torch.randint(32000, (2048,))),
+            {},
+            linear_cross_entropy,
+            {"torch in chunks": in_chunks} if hasattr(F, "linear_cross_entropy") else {},
+        ),
         Work("mse_loss", "2048×1024", lambda: (_randn(2048, 1024), torch.randn(2048, 1024)), {}),
         Work(
             "scaled_dot_product_attention",
@@ -129,18 +151,22 @@ def _step(call: Callable[[], Tensor], inputs: list[Tensor]) -> float:
     return time.perf_counter() - started
 
 
+def _contenders(work: Work, args: tuple[Any, ...]) -> dict[str, tuple[Callable[[], Tensor], str]]:
+    """Each contender's call, and the backend it is made in."""
+
+    def of(function: Callable[..., Tensor]) -> Callable[[], Tensor]:
+        return lambda: function(*args, **work.constants)
+
+    ours, theirs = of(getattr(B, work.op)), of(work.theirs or getattr(F, work.op))
+    peers = {name: (of(peer), "auto") for name, peer in work.peers.items()}
+    return {"torch": (theirs, "auto"), "auto": (ours, "auto"), "formula": (ours, "formula"), **peers}
+
+
 def measure(work: Work, seconds: float) -> dict[str, Any]:
-    """Median seconds and kept bytes of torch's op, ours in `auto`, and our plain formula, taking turns."""
+    """Median seconds and kept bytes of torch's op, ours in `auto`, our plain formula, and peers, taking turns."""
     args = work.make()
     inputs = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
-
-    def ours() -> Tensor:
-        return getattr(B, work.op)(*args, **work.constants)
-
-    def theirs() -> Tensor:
-        return getattr(F, work.op)(*args, **work.constants)
-
-    contenders = {"torch": (theirs, "auto"), "auto": (ours, "auto"), "formula": (ours, "formula")}
+    contenders = _contenders(work, args)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for warm_up in (
         True,
@@ -155,9 +181,28 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
         if warm_up:
             times = {name: [] for name in contenders}
     result: dict[str, Any] = {name: statistics.median(taken) for name, taken in times.items()}
-    with backend("auto"):
-        result["kept torch"], result["kept ours"] = (_bench.kept_bytes(f, inputs)[1] for f in (theirs, ours))
+    for name, (call, tier) in contenders.items():
+        with backend(tier):
+            result[f"kept {name}"] = _bench.kept_bytes(call, inputs)[1]
+        if work.peers:
+            command = [sys.executable, "-m", __name__, work.op, name]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            result[f"peak {name}"] = int(done.stdout)
     return result
+
+
+def _peak(op: str, contender: str) -> int:
+    """Bytes of resident memory that two steps need at most, beside what is there when the arguments are made."""
+    work = next(work for work in _work() if work.op == op)
+    args = work.make()
+    call, tier = _contenders(work, args)[contender]
+    inputs = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+    importlib.import_module("torch._dynamo")  # 100 MiB of code that some bring
+    before = _bench._resident_memory(reset=True)
+    with backend(tier):
+        for _ in range(2):
+            _step(call, inputs)
+    return _bench._resident_memory() - before
 
 
 def bench(
@@ -213,7 +258,7 @@ def bench(
 
 def _bench_ops(seconds: float, write: Path | None) -> None:
     head = ("op", "size", "torch ms", "auto ms", "auto / torch", "formula / torch", "kept, torch", "kept, ours")
-    rows = []
+    rows, beside = [], []
     console = Console()
     for work in _work():
         with console.status(f"{work.op} {work.size}"):
@@ -227,20 +272,32 @@ def _bench_ops(seconds: float, write: Path | None) -> None:
                 f"{found['auto'] / found['torch']:.2f}",
                 f"{found['formula'] / found['torch']:.2f}",
                 f"{found['kept torch'] / 2**20:.2f} MiB",
-                f"{found['kept ours'] / 2**20:.2f} MiB",
+                f"{found['kept auto'] / 2**20:.2f} MiB",
             )
         )
-    table = Table(title="forward and backward, float32, CPU")
-    for title in head:
-        table.add_column(title, no_wrap=title == "op")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        for name in ("torch", *work.peers, "auto", "formula") if work.peers else ():
+            memory = (f"{found[f'{what} {name}'] / 2**20:.1f} MiB" for what in ("kept", "peak"))
+            beside.append((work.op, name, f"{1e3 * found[name]:.2f}", *memory))
+    _print(console, "forward and backward, float32, CPU", head, rows)
+    _print(console, "beside further peers", _BESIDE, beside)
     if write is not None:
         machine = (
             f"{torch.get_num_threads()} cores of a virtual {platform.machine()} machine, torch {torch.__version__}"
         )
-        _bench.write_section(write, _SECTION.format(machine=machine, table=_bench.markdown(rows, head)))
+        tables = _bench.markdown(rows, head), _bench.markdown(beside, _BESIDE)
+        _bench.write_section(write, _SECTION.format(machine=machine, table=tables[0], beside=tables[1]))
+
+
+def _print(console: Console, title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(title=title)
+    for column in head:
+        table.add_column(column, no_wrap=column == "op")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+_BESIDE = ("op", "contender", "ms", "kept", "peak")
 
 
 _SECTION = """## Each op beside torch's
@@ -251,4 +308,12 @@ plain formula, which is there to be read and checked. Kept: bytes held for the b
 parameters. On a GPU: not measured.
 
 {table}
+
+Beside further peers; peak: of the resident memory of a fresh process, above what it held with the arguments made.
+
+{beside}
 """
+
+
+if __name__ == "__main__":
+    print(_peak(*sys.argv[1:]))

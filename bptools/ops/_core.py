@@ -149,6 +149,8 @@ class Op:
         autocast: for each device type what torch's autocast does with this op's inputs: `"lower"` casts to the
             autocast dtype, `"float32"` casts to float32. A device that is not named: left alone.
         mixed: whether differentiable inputs may have different dtypes. If not, a TypeError names the odd one.
+        result: name of the constant that is the dtype of the differentiable outputs, where that is not the first
+            differentiable input's.
 
     Raises:
         ValueError: if a declaration names what the forward and backward do not have.
@@ -168,12 +170,13 @@ class Op:
         trace: str = "formula",
         autocast: Mapping[str, str] | None = None,
         mixed: bool = False,
+        result: str | None = None,
     ) -> None:
         self.name = forward.__name__.removesuffix("_forward")
         self.__doc__ = forward.__doc__
         self.forward, self.backward, self.residuals = forward, backward, residuals
         self.kernel, self.fuses, self.trace = kernel, fuses, trace
-        self.autocast, self.mixed = dict(autocast or {}), mixed
+        self.autocast, self.mixed, self.result = dict(autocast or {}), mixed, result
 
         self.arguments = tuple(inspect.signature(forward).parameters)
         self.outputs = tuple(outputs.split())
@@ -332,6 +335,7 @@ class Op:
         dtype = named[self.grads[0]].dtype
         if dtype not in HALF:
             return self.forward(**named)
+        dtype = named[self.result] if self.result else dtype
         outputs = self.forward(**{name: _upcast(value) for name, value in named.items()})
         if len(self.outputs) == 1:
             return outputs.to(dtype)
