@@ -38,6 +38,9 @@ from bptools.functional._linear import (
     bilinear,
     linear,
 )
+from bptools.functional._linear_loss import (
+    linear_cross_entropy,
+)
 from bptools.functional._loss import (
     cross_entropy,
     mse_loss,
@@ -78,16 +81,6 @@ from bptools.functional._pooling import (
     max_unpool2d,
     max_unpool3d,
 )
-from bptools.functional._activation import gelu, leaky_relu, log_softmax, relu, sigmoid, silu, softmax, tanh
-from bptools.functional._attention import scaled_dot_product_attention
-from bptools.functional._convolution import conv1d, conv2d, conv3d
-from bptools.functional._dropout import dropout
-from bptools.functional._embedding import embedding
-from bptools.functional._linear import linear
-from bptools.functional._linear_loss import linear_cross_entropy
-from bptools.functional._loss import cross_entropy, mse_loss
-from bptools.functional._normalization import batch_norm, layer_norm, rms_norm
-from bptools.functional._pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -118,8 +111,8 @@ __all__ = [
     "layer_norm",
     "leaky_relu",
     "linear",
-    "local_response_norm",
     "linear_cross_entropy",
+    "local_response_norm",
     "log_softmax",
     "lp_pool1d",
     "lp_pool2d",

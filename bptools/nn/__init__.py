@@ -52,6 +52,9 @@ from bptools.nn.linear import (
     Bilinear,
     Linear,
 )
+from bptools.nn.linear_loss import (
+    LinearCrossEntropyLoss,
+)
 from bptools.nn.loss import (
     CrossEntropyLoss,
     MSELoss,
@@ -91,15 +94,6 @@ from bptools.nn.pooling import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
-from bptools.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
-from bptools.nn.convolution import Conv1d, Conv2d, Conv3d
-from bptools.nn.dropout import Dropout
-from bptools.nn.embedding import Embedding
-from bptools.nn.linear import Linear
-from bptools.nn.linear_loss import LinearCrossEntropyLoss
-from bptools.nn.loss import CrossEntropyLoss, MSELoss
-from bptools.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, RMSNorm
-from bptools.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
 __all__ = [
     "GELU",
@@ -137,8 +131,8 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "Linear",
-    "LocalResponseNorm",
     "LinearCrossEntropyLoss",
+    "LocalResponseNorm",
     "LogSoftmax",
     "MSELoss",
     "MaxPool1d",
