@@ -58,4 +58,6 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
         raise ValueError(
             f"pad: pad must leave some of the input where mode is {mode!r}, got {tuple(pad)} for {size}"
         )
-    return _pad.repeating_pad(input, tuple(pad), mode)
+    anyhow = mode == "circular" or (mode == "reflect" and dims == 3)  # torch's autocast lets these be
+    op = _pad.repeating_pad if anyhow else _pad.repeating_pad_in_float32
+    return op(input, tuple(pad), mode)

@@ -14,7 +14,7 @@ and reads the places near it, each with a weight that a filter f gives to its di
     y[p] = Σ_k w[p,k] x[m[p,k]]         dx[i] = Σ_(p,k : m[p,k] = i) w[p,k] dy[p]         w[p,k] = f(m[p,k] - s[p])
 
     nearest            one tap, at ⌊p h⌋: the square's left edge, as OpenCV has it
-    nearest-exact      one tap, at ⌊s + 1/2⌋
+    nearest-exact      one tap, at ⌊(p + 1/2) h⌋: the square's centre
     linear             2 taps, f(t) = 1 - |t|
     cubic              4 taps, f(t) = (a + 2) |t|³ - (a + 3) |t|² + 1              |t| <= 1
                               f(t) = a (|t|³ - 5 |t|² + 8 |t| - 4)           1 <= |t| <= 2,  a = -3/4
@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from bptools.ops import _taps
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, HALF, Kernel, Op
 from bptools.ops._windows import Ints
 
 aten = torch.ops.aten
@@ -79,17 +79,18 @@ def _tables(
     like: Tensor, size: Ints, out: Ints, mode: str, align_corners: bool, scales: Scales, antialias: bool
 ) -> Iterator[tuple[int | Tensor, ...]]:
     """For each dimension the places that outputs read and their weights, (p, k); of one tap: places (p,) alone."""
+    copies = antialias or mode == "linear" or (mode == "nearest" and len(out) == 2)  # as torch's forward
     for dim, (i, o, scale) in enumerate(zip(size, out, scales, strict=True), start=2):
         if align_corners:
             h = (i - 1) / (o - 1) if o > 1 else 0.0
-        elif scale is None or (i == o and (antialias or mode == "linear")):  # as torch's forward
+        elif scale is None or (copies and i == o):
             h = i / o
         else:
             h = 1 / scale
         p = torch.arange(o, dtype=like.dtype, device=like.device)
         edge, centre = p * h, (p + 0.5) * h - 0.5
         if mode.startswith("nearest"):
-            yield dim, (edge if mode == "nearest" else centre + 0.5).long().clamp(max=i - 1)
+            yield dim, (edge if mode == "nearest" else (p + 0.5) * h).long().clamp(max=i - 1)
         elif antialias:
             yield dim, *_wide_filter(mode, centre[:, None], h, i)
         else:
@@ -160,7 +161,10 @@ def _kernel_backward(dy, out, mode, align_corners, scales, antialias, x_shape, n
 
 
 def _usable(x, out, mode, align_corners, scales, antialias):
-    if mode == "lanczos" and (x.device.type != "cpu" or not hasattr(aten, _ANTIALIAS[mode])):  # before torch 2.15
+    cpu = x.device.type == "cpu"
+    if antialias and cpu and x.dtype in HALF:  # which the kernel does not know
+        return False
+    if mode == "lanczos" and not (cpu and hasattr(aten, _ANTIALIAS[mode])):  # from torch 2.15 on
         return False
     for i, o, scale in zip(x.shape[2:], out, scales, strict=True):
         h = i / o if scale is None else 1 / scale

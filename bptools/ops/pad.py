@@ -121,14 +121,17 @@ def _kernel_backward(dy, pad, mode, x_shape, needs):
     return (_BACKWARD[mode][len(pad) // 2 - 1](dy, like, pad),)
 
 
-repeating_pad = Op(
-    repeating_pad_forward,
-    repeating_pad_backward,
-    outputs="y",
-    grads="x",
-    kernel=Kernel(
+_REPEATING = {
+    "outputs": "y",
+    "grads": "x",
+    "kernel": Kernel(
         lambda x, pad, mode: _FORWARD[mode][len(pad) // 2 - 1](x, pad),
         _kernel_backward,
         usable=lambda x, pad, mode: mode != "circular",  # which ATen composes of copies
     ),
+}
+repeating_pad = Op(repeating_pad_forward, repeating_pad_backward, **_REPEATING)
+# Torch's autocast on a CPU wants float32 of most of these kernels.
+repeating_pad_in_float32 = Op(
+    repeating_pad_forward, repeating_pad_backward, **_REPEATING, autocast={"cpu": "float32"}
 )

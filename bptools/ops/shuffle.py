@@ -26,34 +26,34 @@ aten = torch.ops.aten
 def pixel_shuffle_forward(x: Tensor, factor: int) -> Tensor:
     """x (..., c r r, h, w) -> y (..., c, h r, w r)."""
     *n, channels, h, w = x.shape
-    c = channels // factor**2
-    y = x.reshape(*n, c, factor, factor, h, w)
-    return _pairs(y, -2, -4, -1, -3).reshape(*n, c, h * factor, w * factor)  # (..., h, a, w, b)
+    y = x.reshape(*n, channels // factor**2, factor, factor, h, w)  # (..., c, a, b, h, w)
+    return _permuted(y, (-2, -4, -1, -3)).reshape(*n, channels // factor**2, h * factor, w * factor)
 
 
 def pixel_unshuffle_forward(x: Tensor, factor: int) -> Tensor:
     """x (..., c, h r, w r) -> y (..., c r r, h, w)."""
     *n, c, height, width = x.shape
     h, w = height // factor, width // factor
-    y = x.reshape(*n, c, h, factor, w, factor)
-    return _pairs(y, -3, -1, -4, -2).reshape(*n, c * factor**2, h, w)  # (..., a, b, h, w)
+    y = x.reshape(*n, c, h, factor, w, factor)  # (..., c, h, a, w, b)
+    return _permuted(y, (-3, -1, -4, -2)).reshape(*n, c * factor**2, h, w)
 
 
 def channel_shuffle_forward(x: Tensor, groups: int) -> Tensor:
     """x (n, g c, ...) -> y (n, c g, ...)."""
-    return _exchange(x, groups, x.shape[1] // groups)
+    return _exchanged(x, groups, x.shape[1] // groups)
 
 
-def _exchange(x: Tensor, a: int, b: int) -> Tensor:
+def _permuted(x: Tensor, last: tuple[int, ...]) -> Tensor:
+    """x with its last four dimensions in another order, copied: a view that moves nothing would be an alias."""
+    x = x.permute(*range(x.dim() - 4), *[x.dim() + i for i in last])
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _exchanged(x: Tensor, a: int, b: int) -> Tensor:
     """(n, a b, ...) -> (n, b a, ...)."""
     n, _, *size = x.shape
-    return x.reshape(n, a, b, *size).transpose(1, 2).reshape(x.shape)
-
-
-def _pairs(x: Tensor, *last: int) -> Tensor:
-    """The last four dimensions in another order."""
-    before = x.dim() - 4
-    return x.permute(*range(before), *[x.dim() + i for i in last])
+    x = x.reshape(n, a, b, *size).transpose(1, 2)
+    return x.clone(memory_format=torch.contiguous_format).reshape(n, a * b, *size)
 
 
 def pixel_shuffle_backward(dy: Tensor, factor: int, needs=EVERY) -> tuple[Tensor]:
@@ -68,7 +68,7 @@ def pixel_unshuffle_backward(dy: Tensor, factor: int, needs=EVERY) -> tuple[Tens
 
 def channel_shuffle_backward(dy: Tensor, groups: int, needs=EVERY) -> tuple[Tensor]:
     """dy (n, c g, ...) -> dx (n, g c, ...)."""
-    return (_exchange(dy, dy.shape[1] // groups, groups),)
+    return (_exchanged(dy, dy.shape[1] // groups, groups),)
 
 
 def _not_empty(x: Tensor, factor: int) -> bool:
