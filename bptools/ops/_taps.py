@@ -24,7 +24,8 @@ def gather(x: Tensor, dim: int, places: Tensor, weights: Tensor | None = None) -
     if weights is None:
         return x.index_select(dim, places)
     nothing = x.new_zeros(*x.shape[:dim], 1, *x.shape[dim + 1 :])
-    x = torch.cat([x, nothing], dim).index_select(dim, places.flatten()).unflatten(dim, places.shape)
+    x = torch.cat([x, nothing], dim).index_select(dim, places.flatten())
+    x = x.reshape(*x.shape[:dim], *places.shape, *x.shape[dim + 1 :])  # (..., p, k, ...)
     return (x * _along(weights, x.dim() - dim - 2)).sum(dim + 1)
 
 
@@ -32,9 +33,10 @@ def scatter(dy: Tensor, dim: int, size: int, places: Tensor, weights: Tensor | N
     """dy (..., p, ...), places and weights as above -> dx (..., i, ...), the transpose of `gather`."""
     if weights is None:
         return dy.new_zeros(*dy.shape[:dim], size, *dy.shape[dim + 1 :]).index_add(dim, places, dy)
-    dy = (dy.unsqueeze(dim + 1) * _along(weights, dy.dim() - dim - 1)).flatten(dim, dim + 1)  # (..., p k, ...)
+    dt = dy.unsqueeze(dim + 1) * _along(weights, dy.dim() - dim - 1)  # (..., p, k, ...)
+    dt = dt.reshape(*dy.shape[:dim], places.numel(), *dy.shape[dim + 1 :])
     dx = dy.new_zeros(*dy.shape[:dim], size + 1, *dy.shape[dim + 1 :])
-    return dx.index_add(dim, places.flatten(), dy).narrow(dim, 0, size)
+    return dx.index_add(dim, places.flatten(), dt).narrow(dim, 0, size).contiguous()
 
 
 def _along(weights: Tensor, behind: int) -> Tensor:

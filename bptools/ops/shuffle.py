@@ -71,8 +71,9 @@ def channel_shuffle_backward(dy: Tensor, groups: int, needs=EVERY) -> tuple[Tens
     return (_exchanged(dy, dy.shape[1] // groups, groups),)
 
 
-def _not_empty(x: Tensor, factor: int) -> bool:
-    return x.numel() > 0  # ATen's pixel_unshuffle gives an empty x back as it is
+def _usable(x: Tensor, factor: int) -> bool:
+    """ATen's pixel_unshuffle gives an empty x back as it is; and of 5 dimensions it refuses some memory formats."""
+    return x.numel() > 0 and x.dim() < 5
 
 
 pixel_shuffle = Op(
@@ -81,7 +82,7 @@ pixel_shuffle = Op(
     outputs="y",
     grads="x",
     kernel=Kernel(
-        aten.pixel_shuffle, lambda dy, factor, needs: (aten.pixel_unshuffle(dy, factor),), usable=_not_empty
+        aten.pixel_shuffle, lambda dy, factor, needs: (aten.pixel_unshuffle(dy, factor),), usable=_usable
     ),
 )
 
@@ -91,7 +92,7 @@ pixel_unshuffle = Op(
     outputs="y",
     grads="x",
     kernel=Kernel(
-        aten.pixel_unshuffle, lambda dy, factor, needs: (aten.pixel_shuffle(dy, factor),), usable=_not_empty
+        aten.pixel_unshuffle, lambda dy, factor, needs: (aten.pixel_shuffle(dy, factor),), usable=_usable
     ),
 )
 
