@@ -54,7 +54,7 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
         raise ValueError(f"pad: pad must be smaller than the sizes that it reflects, got {tuple(pad)} for {size}")
     if mode == "circular" and any(max(b, a) > i + min(b, 0) + min(a, 0) for i, b, a in sides):
         raise ValueError(f"pad: pad must be at most what comes round again, got {tuple(pad)} for {size}")
-    if any(i + before + after < (mode != "circular") for i, before, after in sides):
+    if any(i + before + after < int(mode != "circular") for i, before, after in sides):
         raise ValueError(
             f"pad: pad must leave some of the input where mode is {mode!r}, got {tuple(pad)} for {size}"
         )

@@ -179,5 +179,4 @@ interpolate = Op(
     outputs="y",
     grads="x",
     kernel=Kernel(_kernel_forward, _kernel_backward, usable=_usable),
-    trace="kernel",
 )
