@@ -72,7 +72,7 @@ def channel_shuffle_backward(dy: Tensor, groups: int, needs=EVERY) -> tuple[Tens
 
 
 def _usable(x: Tensor, factor: int) -> bool:
-    """ATen's pixel_unshuffle gives an empty x back as it is; and of 5 dimensions it refuses some memory formats."""
+    """ATen's pixel_unshuffle gives an empty x back as it is, and of 5 dimensions refuses some memory formats."""
     return x.numel() > 0 and x.dim() < 5
 
 
