@@ -107,6 +107,7 @@ def _sizes(
         raise ValueError(
             f"interpolate: scale_factor must be a positive number, or {dims} of them, got {scale_factor!r}"
         )
+    factors = tuple({f: f}[f] for f in factors)  # which makes constants of what Dynamo takes for symbols
     out = tuple(torch.sym_int(i * f) for i, f in zip(shape_of(input)[2:], factors, strict=True))
     return out, (None,) * dims if recompute else tuple(map(float, factors))
 
