@@ -46,10 +46,7 @@ def test_channels_last(mode):
     found = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         leaf = x.clone(memory_format=memory_format).requires_grad_()
-        if mode in RESIZING:
-            y = B.interpolate(leaf, scale_factor=2, mode=mode)
-        else:
-            y = B.pad(leaf, (1, 2, 2, 0), mode)
+        y = B.interpolate(leaf, scale_factor=2, mode=mode) if mode in RESIZING else B.pad(leaf, (1, 2, 2, 0), mode)
         dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).contiguous(memory_format=memory_format)
         found.append([y, *torch.autograd.grad(y, leaf, dy)])
     torch.testing.assert_close(*found)
