@@ -27,7 +27,8 @@ The map is constant: nothing is kept but sizes, and the backward is the transpos
 
 Both passes use the same tables, in the input's precision. ATen's do not everywhere (see tests/ops/test_peers.py),
 and serve where theirs agree: not where a scale leaves the size as it is (torch copies in one pass then, and goes
-by the scale in the other); and for the nearest place only where h is a power of 2, and nothing is rounded.
+by the scale in the other); not with `antialias` to a width of 1; and for the nearest place only where h is a power
+of 2, and nothing is rounded.
 
 Sources: Keys, "Cubic convolution interpolation for digital image processing", 1981; Duchon, "Lanczos filtering in
 one and two dimensions", 1979.
@@ -79,12 +80,12 @@ def _tables(
     like: Tensor, size: Ints, out: Ints, mode: str, align_corners: bool, scales: Scales, antialias: bool
 ) -> Iterator[tuple[int | Tensor, ...]]:
     """For each dimension the places that outputs read and their weights, (p, k); of one tap: places (p,) alone."""
-    copies = antialias or mode == "linear" or (mode == "nearest" and len(out) == 2)  # as torch's forward
+    image = mode == "nearest" and len(out) == 2
     for dim, (i, o, scale) in enumerate(zip(size, out, scales, strict=True), start=2):
         if align_corners:
             h = (i - 1) / (o - 1) if o > 1 else 0.0
-        elif scale is None or (copies and i == o):
-            h = i / o
+        elif scale is None or (i == o and (antialias or mode == "linear")) or (image and o in (i, 2 * i)):
+            h = i / o  # as in torch's forward, the scale gave the size and no more
         else:
             h = 1 / scale
         p = torch.arange(o, dtype=like.dtype, device=like.device)
@@ -162,7 +163,7 @@ def _kernel_backward(dy, out, mode, align_corners, scales, antialias, x_shape, n
 
 def _usable(x, out, mode, align_corners, scales, antialias):
     cpu = x.device.type == "cpu"
-    if antialias and cpu and x.dtype in HALF:  # which the kernel does not know
+    if antialias and cpu and (x.dtype in HALF or out[-1] == 1):  # not implemented; its result is wrong
         return False
     if mode == "lanczos" and not (cpu and hasattr(aten, _ANTIALIAS[mode])):  # from torch 2.15 on
         return False

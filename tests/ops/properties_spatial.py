@@ -97,12 +97,14 @@ def interpolate(draw):
     constants = {"mode": mode}
     if mode == "nearest" or draw(st.booleans()):
         constants["size"] = draw(shapes(dims, dims, min_side=1, max_side=6))
-    else:  # not 1.0 nearly: a scale that leaves the size as it is, see test_peers
+    else:  # not nearly 1: torch's gradient is wrong then, see test_peers
         constants["scale_factor"] = draw(choice(1.0, 2.0, 3.0, 2.5))
     if mode in ("linear", "bilinear", "trilinear", "bicubic"):
         constants["align_corners"] = draw(choice(None, True, False))
     if mode in ("bilinear", "bicubic"):
         constants["antialias"] = draw(st.booleans())
+    if constants.get("antialias") and constants.get("size", size)[1] == 1:
+        constants["antialias"] = False  # torch's result is wrong where the width becomes 1, see test_peers
     x = tensors((draw(st.integers(0, 2)), draw(st.integers(1, 2)), *size))
     return draw(calls(x, **constants))
 

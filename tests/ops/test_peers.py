@@ -142,10 +142,28 @@ def test_our_interpolate_has_the_gradient_of_its_result(shape, constants):
 
 @RESIZED
 @pytest.mark.xfail(
-    strict=False, reason="torch 2.15: a scale that leaves the size as it is, or the rounding of float64"
+    strict=False,
+    reason="torch 2.15: a scale that leaves the size as it is, or the rounding of float64",
 )
 def test_torchs_interpolate_has_the_gradient_of_its_result(shape, constants):
     torch.testing.assert_close(*interpolated(torch.nn.functional.interpolate, shape, constants))
+
+
+def narrowed(interpolate) -> list[torch.Tensor]:
+    """An image shrunk to a width of 1 with antialias, contiguous and channels last."""
+    x = torch.randn(1, 2, 8, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    formats = torch.contiguous_format, torch.channels_last
+    resized = {"size": (11, 1), "mode": "bilinear", "antialias": True}
+    return [interpolate(x.contiguous(memory_format=f), **resized).contiguous() for f in formats]
+
+
+def test_our_interpolate_with_antialias_takes_a_width_of_1():
+    torch.testing.assert_close(*narrowed(B.interpolate))
+
+
+@pytest.mark.xfail(strict=False, reason="torch 2.15: on a CPU the result is wrong if the image is contiguous")
+def test_torchs_interpolate_with_antialias_takes_a_width_of_1():
+    torch.testing.assert_close(*narrowed(torch.nn.functional.interpolate))
 
 
 def unshuffled(pixel_unshuffle) -> torch.Tensor:
