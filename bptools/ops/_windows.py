@@ -59,7 +59,8 @@ def windows(
     pad = []  # begins with the last dimension; negative numbers crop
     for i, k, s, a, d, o in zip(x.shape[2:], kernel_size, stride, padding, dilation, out, strict=True):
         pad = [a, (o - 1) * s + (k - 1) * d + 1 - a - i, *pad]
-    x = F.pad(x, pad, value=fill)
+    x = F.pad(x, [max(n, 0) for n in pad], value=fill)
+    x = F.pad(x, [min(n, 0) for n in pad])  # now: more may be cropped than x had
     taps = []
     for tap in itertools.product(*map(range, kernel_size)):
         seen = x
@@ -82,13 +83,16 @@ def folded_windows(
     t: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, size: Ints
 ) -> Tensor:
     """t (n, c, k, *out) -> (n, c, *size): the transpose of `windows`, the sum of what each place receives."""
-    terms = []
+    sums = []
     for t_k, tap in zip(t.unbind(2), itertools.product(*map(range, kernel_size)), strict=True):
-        u, pad = _spread(t_k, stride), []
-        for i, places, k, a, d in zip(size, u.shape[2:], tap, padding, dilation, strict=True):
-            pad = [k * d - a, i - places - (k * d - a), *pad]
-        terms.append(F.pad(u, pad))
-    return torch.stack(terms).sum(0)
+        pad = []  # in a row of all the places that windows see, those in the padding too
+        for k, taps, d in zip(tap, kernel_size, dilation, strict=True):
+            pad = [k * d, (taps - 1 - k) * d, *pad]
+        sums.append(F.pad(_spread(t_k, stride), pad))
+    x, crop = torch.stack(sums).sum(0), []
+    for i, row, a in zip(size, x.shape[2:], padding, strict=True):
+        crop = [-a, i + a - row, *crop]
+    return F.pad(x, crop)
 
 
 def _spread(dy: Tensor, stride: Ints) -> Tensor:
