@@ -26,6 +26,11 @@ from bptools.functional._convolution import (
     conv2d,
     conv3d,
 )
+from bptools.functional._convolution_transpose import (
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from bptools.functional._dropout import (
     dropout,
 )
@@ -33,6 +38,9 @@ from bptools.functional._embedding import (
     embedding,
     embedding_bag,
     rotary_embedding,
+)
+from bptools.functional._interpolate import (
+    interpolate,
 )
 from bptools.functional._linear import (
     bilinear,
@@ -59,6 +67,9 @@ from bptools.functional._normalization import (
     sync_batch_norm,
     weight_norm,
 )
+from bptools.functional._pad import (
+    pad,
+)
 from bptools.functional._pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -81,6 +92,15 @@ from bptools.functional._pooling import (
     max_unpool2d,
     max_unpool3d,
 )
+from bptools.functional._shuffle import (
+    channel_shuffle,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
+from bptools.functional._unfold import (
+    fold,
+    unfold,
+)
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -96,18 +116,24 @@ __all__ = [
     "avg_pool3d",
     "batch_norm",
     "bilinear",
+    "channel_shuffle",
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cross_entropy",
     "dropout",
     "embedding",
     "embedding_bag",
+    "fold",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
     "gelu",
     "group_norm",
     "instance_norm",
+    "interpolate",
     "layer_norm",
     "leaky_relu",
     "linear",
@@ -125,6 +151,9 @@ __all__ = [
     "max_unpool3d",
     "mse_loss",
     "normalize",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "relu",
     "rms_norm",
     "rotary_embedding",
@@ -135,5 +164,6 @@ __all__ = [
     "spectral_norm",
     "sync_batch_norm",
     "tanh",
+    "unfold",
     "weight_norm",
 ]

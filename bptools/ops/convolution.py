@@ -1,4 +1,4 @@
-"""Convolution over 1, 2 or 3 spatial dimensions.
+"""Convolution over 1, 2 or 3 spatial dimensions, and the transposed convolution.
 
 Index legend: `n` images, `g` groups, `c` input channels of a group, `o` output channels of a group, `i` places in
 the input, `p` places in the output, `k` places in the kernel (taps), the last three over all spatial dimensions.
@@ -18,8 +18,21 @@ where u[n,g,ok,i] is dy at the output that sees place i through tap k, and 0 if 
 with dy, and dx is the transposed convolution; u comes with the taps in the opposite order, and meets the flipped
 kernel. A frozen weight costs no activation memory: x is kept only for dw, and w only for dx.
 
-Sources: LeCun et al., "Backpropagation applied to handwritten zip code recognition", 1989; Dumoulin and Visin,
-arXiv 1603.07285 (the transposed convolution).
+**The transposed convolution** is that dx, taken as a forward. Now x lives at the places p and y at the places i; c
+counts the channels of x, o those of y, and w is laid out as the weight of the convolution from y's shape to x's
+which it transposes. With u[n,g,ck,i] what place i receives of x[n,g,c] through tap k, and t[n,g,ok,p] what place p
+sees of dy[n,g,o] through it:
+
+    y[n,g,o,i]  = Σ_ck w[g,c,ok] u[n,g,ck,i] + b[g,o]
+    db[g,o]     = Σ_ni dy[n,g,o,i]
+    dx[n,g,c,p] = Σ_ok w[g,c,ok] t[n,g,ok,p]                        a convolution of dy; reads w alone
+    dw[g,c,ok]  = Σ_np x[n,g,c,p] t[n,g,ok,p]                       reads x alone
+
+as <x, conv(dy)> = <convᵀ(x), dy>. A stride s > 1 maps s sizes of y to one of x: the output padding a⁺ picks one of
+them, i = (p - 1) s - 2 a + (k - 1) d + 1 + a⁺. Places that no tap reaches hold the bias.
+
+Sources: LeCun et al., "Backpropagation applied to handwritten zip code recognition", 1989; Zeiler et al.,
+"Deconvolutional networks", 2010; Dumoulin and Visin, arXiv 1603.07285 (the transposed convolution).
 """
 
 from __future__ import annotations
@@ -30,7 +43,7 @@ import torch
 from torch import Tensor
 
 from bptools.ops._core import EVERY, Kernel, Op
-from bptools.ops._windows import Ints, output_size, transposed_windows, windows
+from bptools.ops._windows import Ints, output_size, transposed_output_size, transposed_windows, windows
 
 aten = torch.ops.aten
 
@@ -94,16 +107,19 @@ def _kernel_forward(x, weight, bias, stride, padding, dilation, groups):
 
 
 def _kernel_backward(dy, x, weight, stride, padding, dilation, groups, x_shape, weight_shape, needs):
+    numbers = stride, padding, dilation, False, [0] * len(stride), groups
+    return _gradients(dy, x, weight, x_shape, weight_shape, numbers, needs)
+
+
+def _gradients(dy, x, weight, x_shape, weight_shape, numbers, needs):
+    """What ATen's backward gives, of a convolution or a transposed one."""
     if x is None and weight is None:
         return None, None, dy.sum((0, *range(2, dy.dim())))
     # Of the one that was not kept the kernel reads nothing but the shape.
     x = dy.new_empty(x_shape) if x is None else _regular(x)
     weight = dy.new_empty(weight_shape) if weight is None else _regular(weight)
     mask = ["x" in needs, "weight" in needs, "bias" in needs]
-    zeros = [0] * len(stride)
-    return aten.convolution_backward(
-        dy, x, weight, [dy.shape[1]], stride, padding, dilation, False, zeros, groups, mask
-    )
+    return aten.convolution_backward(dy, x, weight, [dy.shape[1]], *numbers, mask)
 
 
 def _regular(t: Tensor) -> Tensor:
@@ -135,6 +151,81 @@ convolution = Op(
     keep_for={"x": "weight", "weight": "x"},
     # ATen gives no output channels where there are no input channels, not the bias alone.
     kernel=Kernel(_kernel_forward, _kernel_backward, usable=lambda x, *_: x.shape[1] > 0),
+    trace="kernel",
+    autocast={"cpu": "lower", "cuda": "lower"},
+)
+
+
+# The transposed convolution -----------------------------------------------------------------------------------
+
+
+def conv_transpose_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    output_padding: Ints,
+    dilation: Ints,
+    groups: int,
+) -> Tensor:
+    """x (n, c, *size), weight (c, o / groups, *kernel_size), bias (o,) -> y (n, o, *out)."""
+    (c, o, *kernel_size), size = weight.shape, x.shape[2:]
+    out = transposed_output_size(size, kernel_size, stride, padding, output_padding, dilation)
+    u = _columns(transposed_windows(x, kernel_size, stride, padding, dilation, out), groups)
+    w = weight.reshape(groups, c // groups, o, math.prod(kernel_size)).flip(-1)  # (g, c, o, k), as u has its taps
+    y = w.transpose(1, 2).reshape(groups, o, u.shape[2]) @ u
+    y = y.reshape(x.shape[0], groups * o, *out)
+    return y if bias is None else y + bias.reshape(bias.shape[0], *[1] * len(out))
+
+
+def conv_transpose_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Ints,
+    padding: Ints,
+    output_padding: Ints,
+    dilation: Ints,
+    groups: int,
+    x_shape: torch.Size,
+    weight_shape: torch.Size,
+    needs=EVERY,
+) -> tuple[Tensor | None, ...]:
+    """dy (n, o, *out), x and weight as in the forward -> dx (n, c, *size), dw like weight, db (o,)."""
+    dx = dw = db = None
+    n, c, *size = x_shape
+    if "x" in needs or "weight" in needs:
+        t = _columns(windows(dy, weight_shape[2:], stride, padding, dilation, size), groups)  # (n, g, o k, p)
+    if "x" in needs:
+        dx = (weight.reshape(groups, c // groups, t.shape[2]) @ t).reshape(x_shape)
+    if "weight" in needs:
+        dw = x.reshape(n, groups, c // groups, math.prod(size)) @ t.mT  # (n, g, c, o k)
+        dw = dw.sum(0).reshape(weight_shape)
+    if "bias" in needs:
+        db = dy.sum((0, *range(2, dy.dim())))
+    return dx, dw, db
+
+
+def _transposed_kernel_forward(x, weight, bias, stride, padding, output_padding, dilation, groups):
+    x, weight = _regular(x), _regular(weight)
+    return torch.convolution(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
+
+
+def _transposed_kernel_backward(
+    dy, x, weight, stride, padding, output_padding, dilation, groups, x_shape, weight_shape, needs
+):
+    numbers = stride, padding, dilation, True, output_padding, groups
+    return _gradients(dy, x, weight, x_shape, weight_shape, numbers, needs)
+
+
+conv_transpose = Op(
+    conv_transpose_forward,
+    conv_transpose_backward,
+    outputs="y",
+    grads="x weight bias",
+    keep_for={"x": "weight", "weight": "x"},
+    kernel=Kernel(_transposed_kernel_forward, _transposed_kernel_backward),
     trace="kernel",
     autocast={"cpu": "lower", "cuda": "lower"},
 )

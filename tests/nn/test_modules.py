@@ -103,18 +103,7 @@ def test_a_pretrained_embedding_is_ours():
     assert layer.weight.grad.sum(1).tolist() == [3, 0, 0, 0]
 
 
-def test_what_is_not_there_yet_is_refused():
-    with pytest.raises(NotImplementedError, match="padding_mode"):
-        bptools.nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")(torch.randn(1, 1, 5, 5))
-
-
 def test_every_module_is_in_the_table():
     classes = {n: c for n in bptools.nn.__all__ if inspect.isclass(c := getattr(bptools.nn, n))}
     ours = {n for n, c in classes.items() if c.__module__.startswith("bptools.")}
     assert ours == {name for name, *_ in MODULES} | OURS_ALONE
-
-
-def test_padding_mode_of_convolutions():
-    layer = bptools.nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")
-    with pytest.raises(NotImplementedError, match="padding_mode must be 'zeros', got 'reflect'"):
-        layer(torch.randn(2, 2, 5, 5))

@@ -112,3 +112,68 @@ def test_our_conv2d_takes_any_stride_in_a_dimension_of_size_1(odd, dtype):
 )
 def test_torchs_conv2d_takes_any_stride_in_a_dimension_of_size_1(odd, dtype):
     torch.testing.assert_close(*grouped_convolutions(torch.nn.functional.conv2d, odd, dtype))
+
+
+RESIZED = pytest.mark.parametrize(
+    ("shape", "constants"),
+    [
+        ((1, 1, 3), {"scale_factor": 1.3, "mode": "nearest"}),
+        ((1, 1, 3, 3), {"scale_factor": 1.3, "mode": "bicubic"}),
+        ((1, 1, 3, 3), {"scale_factor": 1.3, "mode": "bilinear", "antialias": True}),
+        ((1, 1, 14), {"size": 46, "mode": "nearest"}),
+    ],
+    ids=str,
+)
+
+
+def interpolated(interpolate, shape, constants) -> list[torch.Tensor]:
+    """<dy, A x> and <Aᵀ dy, x>, of a linear map A and its gradient Aᵀ: the same number."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    y = interpolate(x, **constants)
+    dy = torch.randn(y.shape, dtype=torch.float64, generator=generator)
+    return [(dy * y).sum(), (torch.autograd.grad(y, x, dy)[0] * x).sum()]
+
+
+@RESIZED
+def test_our_interpolate_has_the_gradient_of_its_result(shape, constants):
+    torch.testing.assert_close(*interpolated(B.interpolate, shape, constants))
+
+
+@RESIZED
+@pytest.mark.xfail(
+    strict=False,
+    reason="torch 2.15: a scale that leaves the size as it is, or the rounding of float64",
+)
+def test_torchs_interpolate_has_the_gradient_of_its_result(shape, constants):
+    torch.testing.assert_close(*interpolated(torch.nn.functional.interpolate, shape, constants))
+
+
+def narrowed(interpolate) -> list[torch.Tensor]:
+    """An image shrunk to a width of 1 with antialias, contiguous and channels last."""
+    x = torch.randn(1, 2, 8, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    formats = torch.contiguous_format, torch.channels_last
+    resized = {"size": (11, 1), "mode": "bilinear", "antialias": True}
+    return [interpolate(x.contiguous(memory_format=f), **resized).contiguous() for f in formats]
+
+
+def test_our_interpolate_with_antialias_takes_a_width_of_1():
+    torch.testing.assert_close(*narrowed(B.interpolate))
+
+
+@pytest.mark.xfail(strict=False, reason="torch 2.15: on a CPU the result is wrong if the image is contiguous")
+def test_torchs_interpolate_with_antialias_takes_a_width_of_1():
+    torch.testing.assert_close(*narrowed(torch.nn.functional.interpolate))
+
+
+def unshuffled(pixel_unshuffle) -> torch.Tensor:
+    return pixel_unshuffle(torch.empty(0, 1, 4, 6), 2)
+
+
+def test_our_pixel_unshuffle_gives_an_empty_result_its_shape():
+    assert unshuffled(B.pixel_unshuffle).shape == (0, 4, 2, 3)
+
+
+@pytest.mark.xfail(strict=False, reason="torch 2.15: the CPU gives an empty input back as it is")
+def test_torchs_pixel_unshuffle_gives_an_empty_result_its_shape():
+    assert unshuffled(torch.nn.functional.pixel_unshuffle).shape == (0, 4, 2, 3)
