@@ -9,7 +9,7 @@ Shapes are given in parentheses: `(..., d)` is any number of leading dimensions 
 """
 
 from bptools.functional._activation import gelu, leaky_relu, log_softmax, relu, sigmoid, silu, softmax, tanh
-from bptools.functional._attention import scaled_dot_product_attention
+from bptools.functional._attention import multi_head_attention_forward, scaled_dot_product_attention
 from bptools.functional._convolution import conv1d, conv2d, conv3d
 from bptools.functional._dropout import dropout
 from bptools.functional._embedding import embedding
@@ -35,6 +35,7 @@ __all__ = [
     "log_softmax",
     "max_pool2d",
     "mse_loss",
+    "multi_head_attention_forward",
     "relu",
     "rms_norm",
     "scaled_dot_product_attention",
