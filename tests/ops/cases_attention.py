@@ -83,7 +83,7 @@ CASES += [
         "bias",
         lambda t: ((t(2, 3, 4), t(4, 2), t(2, 1, 2)), {}),
         product,
-        lambda x, y, b: (x * 0.5) @ y + b,
+        lambda x, y, b: torch.baddbmm(b, x, y.expand(2, 4, 2), alpha=0.5),
     ),
     Case(
         "matmul",
@@ -99,6 +99,6 @@ CASES += [
         lambda t: heads_and_projections(t, attn_mask=t(2, 3)),
         both(B),
         both(F),
-        only=("values", "gradcheck", "half", "autocast", "jvp", "vmap", "compile", "hygiene"),
+        only=("values", "gradcheck", "half", "autocast", "jvp", "vmap", "hygiene"),
     ),
 ]
