@@ -19,6 +19,7 @@ from bptools.functional._activation import (
     tanh,
 )
 from bptools.functional._attention import (
+    multi_head_attention_forward,
     scaled_dot_product_attention,
 )
 from bptools.functional._convolution import (
@@ -150,6 +151,7 @@ __all__ = [
     "max_unpool2d",
     "max_unpool3d",
     "mse_loss",
+    "multi_head_attention_forward",
     "normalize",
     "pad",
     "pixel_shuffle",

@@ -20,13 +20,13 @@ from torch import Tensor
 from bptools.ops._core import EVERY, Kernel, Op
 
 
-def draw(keep: Tensor, p: float) -> Tensor:
+def draw(keep: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
     """An empty tensor of bytes (...) -> keep (...): on the CPU the numbers that torch's dropout would draw."""
     if p == 1:
         return torch.zeros_like(keep)
     if torch._C._are_functorch_transforms_active():  # the one way in which vmap knows each kind of randomness
         return torch.bernoulli(torch.empty(keep.shape, dtype=torch.uint8, device=keep.device), p=1 - p)
-    return keep.bernoulli_(1 - p)  # in the order of keep's memory, as torch
+    return keep.bernoulli_(1 - p, generator=generator)  # in the order of keep's memory, as torch
 
 
 def dropout_factor(x: Tensor, keep: Tensor, p: float) -> Tensor:

@@ -109,11 +109,13 @@ def masks(point: Point) -> None:
     count = len(point.inputs)
     if count < 2:
         raise Skipped("it has one differentiable input only")
-    every = [m for m in itertools.product((True, False), repeat=count) if any(m) and not all(m)]
-    if len(every) > MASKS:  # all with one frozen, all with one left, and a few others
-        near = [m for m in every if sum(m) in (1, count - 1)][:MASKS]
-        chosen = torch.randperm(len(every), generator=point.generator()).tolist()
-        every = near + [every[i] for i in chosen[: max(0, MASKS - len(near))]]
+    if 2**count - 2 <= MASKS:
+        every = [m for m in itertools.product((True, False), repeat=count) if any(m) and not all(m)]
+    else:  # all with one frozen, all with one left, and a few others; or some of these, for there may be many
+        near = [[(i == j) is left for i in range(count)] for left in (False, True) for j in range(count)]
+        chosen = torch.randperm(len(near), generator=point.generator())[:MASKS].tolist()
+        others = torch.rand(max(0, MASKS - len(near)), count, generator=point.generator()) < 0.5
+        every = [near[i] for i in sorted(chosen)] + [m for m in others.tolist() if any(m) and not all(m)]
     for mask in every:
         inputs = [_tools.leaf(x, m) for x, m in zip(point.inputs, mask, strict=True)]
         frozen = ", ".join(n for n, m in zip(point.names, mask, strict=True) if not m)
