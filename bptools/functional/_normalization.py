@@ -276,8 +276,10 @@ def group_norm(
             normalise by.
         TypeError: if a parameter's dtype is neither input's nor, for input in half precision, float32.
     """
-    if input.dim() < 2 or input.shape[1] == 0:
-        raise ValueError(f"group_norm: input must have shape (n, c, ...) with c > 0, got {shape_of(input)}")
+    if input.dim() < 2 or 0 in input.shape[1:]:
+        raise ValueError(
+            f"group_norm: input must have shape (n, c, ...), where only n may be zero, got {shape_of(input)}"
+        )
     channels = input.shape[1]
     if not is_int(num_groups) or num_groups < 1 or channels % num_groups:
         raise ValueError(f"group_norm: num_groups must be a divisor of {channels} channels, got {num_groups!r}")

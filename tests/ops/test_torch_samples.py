@@ -36,8 +36,10 @@ def name_of(info: Any) -> str:
     return info.name.removeprefix(PREFIX)
 
 
-OPS = [info for info in op_db if name_of(info) in B.__all__ and (PREFIX in info.name or info.name in B.__all__)]
-OURS_NN = {name for name in bptools.nn.__all__ if getattr(bptools.nn, name).__module__.startswith("bptools.")}
+ALSO_IN_TORCH = {"log_softmax", "sigmoid", "softmax", "tanh"}  # drawn for torch's functions of these names
+OPS = [i for i in op_db if name_of(i) in B.__all__ and (PREFIX in i.name or i.name in ALSO_IN_TORCH)]
+CLASSES = {name: c for name in bptools.nn.__all__ if inspect.isclass(c := getattr(bptools.nn, name))}
+OURS_NN = {name for name, c in CLASSES.items() if c.__module__.startswith("bptools.")}
 MODULES = [info for info in module_db if info.module_cls.__name__ in OURS_NN]
 
 
