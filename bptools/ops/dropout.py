@@ -84,7 +84,7 @@ def alpha_dropout_backward(dy: Tensor, keep: Tensor, p: float, needs=EVERY) -> t
 
 
 def _alpha_scale(p: float) -> float:
-    return 1 / math.sqrt((1 - p) * (1 + p * LOWEST**2))
+    return 1 / math.sqrt((1 - p) * (1 + p * (LOWEST * LOWEST)))
 
 
 alpha_dropout = Op(alpha_dropout_forward, alpha_dropout_backward, outputs="y", grads="x")

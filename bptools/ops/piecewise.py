@@ -159,9 +159,9 @@ def prelu_backward(dy: Tensor, x: Tensor, weight: Tensor, needs=EVERY) -> tuple[
 
 
 def _prelu_kernel_backward(dy, x, weight, needs):
-    if "weight" not in needs:  # the kernel would compute dw all the same
-        return prelu_backward(dy, x, weight, needs)
-    return aten._prelu_kernel_backward(dy, x, weight)
+    if "x" in needs and "weight" in needs:
+        return aten._prelu_kernel_backward(dy, x, weight)
+    return prelu_backward(dy, x, weight, needs)
 
 
 prelu = Op(
@@ -177,9 +177,10 @@ prelu = Op(
 
 def draw_slopes(x: Tensor, lower: float, upper: float) -> Tensor:
     """x (...) -> slope (...): 1 where x > 0, elsewhere uniform numbers, those that torch's rrelu would draw."""
-    if torch._C._are_functorch_transforms_active():  # ATen's has no rule for vmap
-        uniform = lower + (upper - lower) * torch.rand(x.shape, dtype=x.dtype, device=x.device)
-        return torch.where(x > 0, 1, uniform)
+    if torch._C._are_functorch_transforms_active():  # ATen's has no rule for vmap, but draws these very numbers
+        drawn = lower + (upper - lower) * torch.rand(x.numel(), dtype=torch.float64, device=x.device)
+        place = (x <= 0).flatten().cumsum(0) - 1  # one for each that is not positive, in their order
+        return torch.where(x <= 0, drawn[place].reshape(x.shape), 1).to(x.dtype)
     return aten.rrelu_with_noise_functional(x.detach(), torch.zeros_like(x), lower, upper, True)[1]
 
 

@@ -120,8 +120,6 @@ softmin = Op(
 
 def draw_gumbel(x: Tensor) -> Tensor:
     """x (...) -> noise (...): on the CPU the numbers that torch's gumbel_softmax would draw."""
-    if torch._C._are_functorch_transforms_active():  # the one way in which vmap knows each kind of randomness
-        return -(-torch.rand(x.shape, dtype=x.dtype, device=x.device).log()).log()
     return -torch.empty_like(x, memory_format=torch.legacy_contiguous_format).exponential_().log()
 
 

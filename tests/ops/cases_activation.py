@@ -36,7 +36,7 @@ POINTWISE: dict[str, tuple[dict[str, Any], ...]] = {
 # The gated products that torch lacks, written out: gate and up are x and y.
 GATED: dict[str, Callable[..., Tensor]] = {
     "swiglu": lambda x, y: F.silu(x) * y,
-    "geglu": lambda x, y, approximate="none": F.gelu(x, approximate) * y,
+    "geglu": lambda x, y, approximate="none": F.gelu(x, approximate=approximate) * y,
     "reglu": lambda x, y: F.relu(x) * y,
 }
 
@@ -50,11 +50,16 @@ def soft_and_hard(logits: Tensor, **kwargs: Any) -> Tensor:
 
 
 def celu(x: Tensor, alpha: float) -> Tensor:
-    """Celu written out: torch's gradient computes 1 / alpha in float32, see test_peers."""
-    return torch.where(x > 0, x, alpha * torch.expm1(x.clamp_max(0) / alpha))
+    """Celu by way of elu: torch's own gradient computes 1 / alpha in float32, see test_peers."""
+    return torch.ops.aten.elu(x, alpha, 1, 1 / alpha)
 
 
-THEIRS = {"celu": celu}  # else torch's of that name
+def hardsigmoid(x: Tensor) -> Tensor:
+    """Hardsigmoid by way of relu6: torch's own cannot be differentiated twice."""
+    return F.relu6(x + 3) / 6
+
+
+THEIRS = {"celu": celu, "hardsigmoid": hardsigmoid}  # else torch's of that name
 
 CASES: list[Case] = [
     *[
