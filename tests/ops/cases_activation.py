@@ -12,8 +12,6 @@ from timm.layers import drop_path
 from torch import Tensor
 from torchvision.ops import stochastic_depth
 
-import bptools.functional as B
-
 # The arguments of each in its first case, which is compiled in the default suite, and in a second.
 POINTWISE: dict[str, tuple[dict[str, Any], ...]] = {
     "logsigmoid": ({},),
@@ -39,14 +37,6 @@ GATED: dict[str, Callable[..., Tensor]] = {
     "geglu": lambda x, y, approximate="none": F.gelu(x, approximate=approximate) * y,
     "reglu": lambda x, y: F.relu(x) * y,
 }
-
-
-def soft_and_hard(logits: Tensor, **kwargs: Any) -> Tensor:
-    """Torch's hard gumbel_softmax without the rounding of y_hard - y_soft + y_soft."""
-    soft = F.gumbel_softmax(logits, **kwargs)
-    index = soft.argmax(kwargs.get("dim", -1), keepdim=True)
-    hard = torch.zeros_like(soft).scatter(kwargs.get("dim", -1), index, 1.0)
-    return hard + (soft - soft.detach())
 
 
 def celu(x: Tensor, alpha: float) -> Tensor:
@@ -102,8 +92,6 @@ CASES: list[Case] = [
         "gumbel_softmax",
         "hard",
         call(2, 4, 3, tau=2.0, hard=True, dim=1),
-        theirs=soft_and_hard,
-        ours=lambda x, **kwargs: B.gumbel_softmax(x, **kwargs),
         random=True,
         raises=NO_HESSIAN,
         # not "gradcheck": the gradient passes straight through what is flat; for the same reason not "jvp"
