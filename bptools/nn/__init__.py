@@ -18,6 +18,7 @@ from torch.nn import (
     Unflatten,
 )
 
+from bptools.nn import init
 from bptools.nn.activation import (
     CELU,
     ELU,
@@ -133,4 +134,5 @@ __all__ = [
     "Tanhshrink",
     "Threshold",
     "Unflatten",
+    "init",
 ]
