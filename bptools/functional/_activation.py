@@ -1,15 +1,10 @@
-"""Activations and softmax."""
+"""Activations: smooth ones, and relu and its kin."""
 
 from __future__ import annotations
 
-import warnings
-
-import torch
 from torch import Tensor
 
-from bptools.functional._checks import shape_of
 from bptools.ops import activation as _activation
-from bptools.ops import softmax as _softmax
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -53,43 +48,61 @@ def tanh(input: Tensor) -> Tensor:
     return _activation.tanh(input)
 
 
-def softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
-    """`exp(input)`, scaled so that it sums to 1 along `dim`. Keeps its output for backward.
+def logsigmoid(input: Tensor) -> Tensor:
+    """The logarithm of `sigmoid(input)`, also where that underflows, over input (...). Keeps its output."""
+    return _activation.logsigmoid(input)
+
+
+def tanhshrink(input: Tensor) -> Tensor:
+    """`input - tanh(input)` over input (...)."""
+    return _activation.tanhshrink(input)
+
+
+def softsign(input: Tensor) -> Tensor:
+    """`input / (1 + |input|)` over input (...). Keeps its output for backward."""
+    return _activation.softsign(input)
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """`log(1 + exp(beta * input)) / beta`, a smooth relu, over input (...).
 
     Args:
         input: (...).
-        dim: the dimension that sums to 1. None warns and takes the first of 0, 1 or 3 dimensions, else the second.
-        dtype: cast input to this first.
+        beta: the larger, the closer to relu.
+        threshold: input is returned as it is where `beta * input` is above.
+    """
+    return _activation.softplus(input, beta, threshold)
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """`input` where positive, `alpha * (exp(input) - 1)` elsewhere, over input (...).
+
+    Keeps its output for backward, or the input, if alpha is negative.
+    """
+    op = _activation.elu if alpha >= 0 else _activation.negative_elu
+    return op.inplace(input, alpha) if inplace else op(input, alpha)
+
+
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
+    """1.0507 times `elu` with an alpha of 1.6733, over input (...). Keeps its output for backward.
+
+    The two numbers are such that activations of mean 0 and variance 1 have about those after the layer as well.
+    """
+    return _activation.selu.inplace(input) if inplace else _activation.selu(input)
+
+
+def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """`input` where positive, `alpha * (exp(input / alpha) - 1)` elsewhere, over input (...). Keeps its output.
 
     Raises:
-        ValueError: if input has no dimension `dim`.
-        TypeError: if `dim` is not an int, or input (after the cast) not floating.
+        ValueError: if alpha is zero.
     """
-    dim = _softmax_dim("softmax", input, dim, _stacklevel)
-    return _softmax.softmax(input if dtype is None else input.to(dtype), dim)
+    if alpha == 0:
+        raise ValueError("celu: alpha must not be zero")
+    apply = _activation.celu.inplace if inplace else _activation.celu
+    return apply(input, alpha)
 
 
-def log_softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
-    """The logarithm of `softmax`, exact where that would underflow: (...) to (...), with `softmax`'s arguments."""
-    dim = _softmax_dim("log_softmax", input, dim, _stacklevel)
-    return _softmax.log_softmax(input if dtype is None else input.to(dtype), dim)
-
-
-def _softmax_dim(name: str, input: Tensor, dim: int | None, stacklevel: int) -> int:
-    if dim is None:
-        warnings.warn(
-            f"Implicit dimension choice for {name} has been deprecated. "
-            "Change the call to include dim=X as an argument.",
-            stacklevel=stacklevel,
-        )
-        return 0 if input.dim() in (0, 1, 3) else 1
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise TypeError(f"{name}: dim must be an int, got {dim!r}")
-    dims = max(input.dim(), 1)
-    if not -dims <= dim < dims:
-        raise ValueError(f"{name}: dim must be from {-dims} to {dims - 1} for input {shape_of(input)}, got {dim}")
-    return dim
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
+    """`input * tanh(softplus(input))` over input (...)."""
+    return _activation.mish.inplace(input) if inplace else _activation.mish(input)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from bptools.ops import loss as _loss
+from bptools.ops._core import FLOATS, HALF
 
 
 def shape_of(t: Tensor) -> tuple[int, ...]:
@@ -60,3 +62,31 @@ def one_dtype(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def check_probability(name: str, argument: str, p: float) -> None:
     if not 0 <= p <= 1:
         raise ValueError(f"{name}: {argument} must be between 0 and 1, got {p}")
+
+
+def check_input(name: str, input: Tensor, argument: str = "input") -> None:
+    """What an op would say of its input, for functions that look at it before they call one."""
+    if not isinstance(input, Tensor):
+        got = type(input).__name__
+    elif input.dtype not in FLOATS or input.layout is not torch.strided:
+        got = str(input.dtype) if input.dtype not in FLOATS else f"layout {input.layout}"
+    else:
+        return
+    raise TypeError(f"{name}: {argument} must be a dense tensor of a real floating dtype, got {got}")
+
+
+def check_dim(name: str, input: Tensor, dim: int) -> None:
+    if not is_int(dim):
+        raise TypeError(f"{name}: dim must be an int, got {dim!r}")
+    dims = max(input.dim(), 1)
+    if not -dims <= dim < dims:
+        raise ValueError(f"{name}: dim must be from {-dims} to {dims - 1} for input {shape_of(input)}, got {dim}")
+
+
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """A number as half precision holds it; for wider dtypes as it is."""
+    if dtype not in HALF or not math.isfinite(value):
+        return value
+    fraction, exponent = math.frexp(value)
+    digits = 8 if dtype is torch.bfloat16 else min(11, exponent + 24)  # float16 has fewer near 0
+    return math.ldexp(round(math.ldexp(fraction, digits)), exponent - digits)
