@@ -33,12 +33,25 @@ from bptools.functional._convolution_transpose import (
     conv_transpose3d,
 )
 from bptools.functional._dropout import (
+    alpha_dropout,
+    drop_path,
     dropout,
+    dropout1d,
+    dropout2d,
+    dropout3d,
+    feature_alpha_dropout,
+    stochastic_depth,
 )
 from bptools.functional._embedding import (
     embedding,
     embedding_bag,
     rotary_embedding,
+)
+from bptools.functional._gated import (
+    geglu,
+    glu,
+    reglu,
+    swiglu,
 )
 from bptools.functional._interpolate import (
     interpolate,
@@ -71,6 +84,17 @@ from bptools.functional._normalization import (
 from bptools.functional._pad import (
     pad,
 )
+from bptools.functional._piecewise import (
+    hardshrink,
+    hardsigmoid,
+    hardswish,
+    hardtanh,
+    prelu,
+    relu6,
+    rrelu,
+    softshrink,
+    threshold,
+)
 from bptools.functional._pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -98,55 +122,16 @@ from bptools.functional._shuffle import (
     pixel_shuffle,
     pixel_unshuffle,
 )
+from bptools.functional._softmax import (
+    gumbel_softmax,
+    log_softmax,
+    softmax,
+    softmin,
+)
 from bptools.functional._unfold import (
     fold,
     unfold,
 )
-    celu,
-    elu,
-    gelu,
-    leaky_relu,
-    logsigmoid,
-    mish,
-    relu,
-    selu,
-    sigmoid,
-    silu,
-    softplus,
-    softsign,
-    tanh,
-    tanhshrink,
-)
-from bptools.functional._attention import scaled_dot_product_attention
-from bptools.functional._convolution import conv1d, conv2d, conv3d
-from bptools.functional._dropout import (
-    alpha_dropout,
-    drop_path,
-    dropout,
-    dropout1d,
-    dropout2d,
-    dropout3d,
-    feature_alpha_dropout,
-    stochastic_depth,
-)
-from bptools.functional._embedding import embedding
-from bptools.functional._gated import geglu, glu, reglu, swiglu
-from bptools.functional._linear import linear
-from bptools.functional._loss import cross_entropy, mse_loss
-from bptools.functional._normalization import batch_norm, layer_norm, rms_norm
-from bptools.functional._piecewise import (
-    hardshrink,
-    hardsigmoid,
-    hardswish,
-    hardtanh,
-    prelu,
-    relu6,
-    rrelu,
-    softshrink,
-    threshold,
-)
-from bptools.functional._pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
-from bptools.functional._softmax import gumbel_softmax, log_softmax, softmax, softmin
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -157,14 +142,14 @@ __all__ = [
     "adaptive_max_pool3d",
     "add_layer_norm",
     "add_rms_norm",
-    "avg_pool1d",
     "alpha_dropout",
+    "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
     "batch_norm",
     "bilinear",
-    "channel_shuffle",
     "celu",
+    "channel_shuffle",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -180,28 +165,28 @@ __all__ = [
     "elu",
     "embedding",
     "embedding_bag",
+    "feature_alpha_dropout",
     "fold",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
-    "gelu",
-    "group_norm",
-    "instance_norm",
-    "interpolate",
-    "feature_alpha_dropout",
     "geglu",
     "gelu",
     "glu",
+    "group_norm",
     "gumbel_softmax",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "instance_norm",
+    "interpolate",
     "layer_norm",
     "leaky_relu",
     "linear",
     "linear_cross_entropy",
     "local_response_norm",
     "log_softmax",
+    "logsigmoid",
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
@@ -211,16 +196,13 @@ __all__ = [
     "max_unpool1d",
     "max_unpool2d",
     "max_unpool3d",
+    "mish",
     "mse_loss",
     "multi_head_attention_forward",
     "normalize",
     "pad",
     "pixel_shuffle",
     "pixel_unshuffle",
-    "logsigmoid",
-    "max_pool2d",
-    "mish",
-    "mse_loss",
     "prelu",
     "reglu",
     "relu",
@@ -233,18 +215,17 @@ __all__ = [
     "sigmoid",
     "silu",
     "softmax",
-    "spectral_norm",
-    "sync_batch_norm",
-    "tanh",
-    "unfold",
-    "weight_norm",
     "softmin",
     "softplus",
     "softshrink",
     "softsign",
+    "spectral_norm",
     "stochastic_depth",
     "swiglu",
+    "sync_batch_norm",
     "tanh",
     "tanhshrink",
     "threshold",
+    "unfold",
+    "weight_norm",
 ]
