@@ -9,16 +9,23 @@ Shapes are given in parentheses: `(..., d)` is any number of leading dimensions 
 """
 
 from bptools.functional._activation import (
+    celu,
+    elu,
     gelu,
     leaky_relu,
-    log_softmax,
+    logsigmoid,
+    mish,
     relu,
+    selu,
     sigmoid,
     silu,
-    softmax,
+    softplus,
+    softsign,
     tanh,
+    tanhshrink,
 )
 from bptools.functional._attention import (
+    each_once,
     multi_head_attention_forward,
     scaled_dot_product_attention,
 )
@@ -162,6 +169,7 @@ __all__ = [
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "each_once",
     "elu",
     "embedding",
     "embedding_bag",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bptools.functional._activation import softmax
 from bptools.functional._checks import check_probability, shape_of
 from bptools.functional._dropout import dropout
 from bptools.functional._linear import linear
+from bptools.functional._softmax import softmax
 from bptools.ops import attention as _attention
 from bptools.ops import dropout as _dropout
 from bptools.ops import matmul as _matmul

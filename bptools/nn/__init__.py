@@ -18,10 +18,7 @@ from torch.nn import (
     Unflatten,
 )
 
-from bptools.nn import (
-    init,
-    utils,
-)
+from bptools.nn import init, utils
 from bptools.nn._convert import (
     convert,
     revert,
