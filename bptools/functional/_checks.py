@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bptools.ops import loss as _loss
+from bptools.ops._reduction import REDUCTIONS
 
 
 def shape_of(t: Tensor) -> tuple[int, ...]:
@@ -47,8 +47,19 @@ def check_reduction(name: str, reduction: str, **deprecated: bool | None) -> Non
     for argument, value in deprecated.items():
         if value is not None:
             raise ValueError(f"{name}: {argument} is deprecated, use reduction instead; got {argument}={value!r}")
-    if reduction not in _loss.REDUCTIONS:
+    if reduction not in REDUCTIONS:
         raise ValueError(f"{name}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def broadcast(name: str, **tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, expanded to the shape of all of them."""
+    (first, shape), *rest = ((word, shape_of(t)) for word, t in tensors.items())
+    try:
+        torch.broadcast_shapes(*(t.shape for t in tensors.values()))
+    except RuntimeError:
+        others, got = " and ".join(w for w, _ in rest), ", ".join(str(s) for _, s in rest)
+        raise ValueError(f"{name}: {others} must broadcast with {first}'s shape {shape}, got {got}") from None
+    return torch.broadcast_tensors(*tensors.values())
 
 
 def one_dtype(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -60,3 +71,8 @@ def one_dtype(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def check_probability(name: str, argument: str, p: float) -> None:
     if not 0 <= p <= 1:
         raise ValueError(f"{name}: {argument} must be between 0 and 1, got {p}")
+
+
+def readable() -> bool:
+    """Whether numbers can be looked at: a compiler and a transform have none."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
