@@ -26,15 +26,11 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     """
     x1, x2 = one_dtype(*broadcast("cosine_similarity", x1=x1, x2=x2))
     if not -x1.dim() <= dim < x1.dim():
-        raise IndexError(
-            f"cosine_similarity: dim must be a dimension of shape {shape_of(x1)}, got {dim}"
-        )
+        raise IndexError(f"cosine_similarity: dim must be a dimension of shape {shape_of(x1)}, got {dim}")
     return _distance.cosine_similarity(x1, x2, dim, float(eps))
 
 
-def pairwise_distance(
-    x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
-) -> Tensor:
+def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
     """Distance of x1 and x2, the p-norm of `x1 - x2 + eps`.
 
     Args:

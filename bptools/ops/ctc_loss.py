@@ -42,7 +42,9 @@ from bptools.ops._reduction import reduce_rows, row_gradient
 
 aten = torch.ops.aten
 
-NEVER = -1e30  # stands for the logarithm of 0: what is made of it has a derivative, 0, where infinity's would be NaN
+NEVER = (
+    -1e30
+)  # stands for the logarithm of 0: what is made of it has a derivative, 0, where infinity's would be NaN
 
 
 def _states(targets: Tensor, blank: int) -> tuple[Tensor, Tensor]:

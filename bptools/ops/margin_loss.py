@@ -129,9 +129,7 @@ def soft_margin_loss_forward(x: Tensor, target: Tensor, reduction: str) -> Tenso
     return reduce_rows(rows, reduction, rows.numel())
 
 
-def soft_margin_loss_backward(
-    dy: Tensor, x: Tensor, target: Tensor, reduction: str, needs=EVERY
-) -> tuple[Tensor]:
+def soft_margin_loss_backward(dy: Tensor, x: Tensor, target: Tensor, reduction: str, needs=EVERY) -> tuple[Tensor]:
     """dy (...) or (), x and target broadcast to (...) -> dx (...)."""
     short = torch.sigmoid(-target * x)
     return (-row_gradient(dy, reduction, short.numel()) * target * short,)
@@ -212,9 +210,7 @@ def triplet_hinge_backward(
     return g, -g * share, g * (share - 1)
 
 
-triplet_hinge = Op(
-    triplet_hinge_forward, triplet_hinge_backward, outputs="y", grads="positive negative swapped"
-)
+triplet_hinge = Op(triplet_hinge_forward, triplet_hinge_backward, outputs="y", grads="positive negative swapped")
 
 
 def _distances(
@@ -283,7 +279,8 @@ triplet_margin_loss = Op(
 
 def _ahead(x: Tensor, target: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
     """x (n, C), target (n) -> how far each class is from being behind by the margin, at least 0 (n, C); the target
-    (n, 1); and where the class is another (n, C)."""
+    (n, 1); and where the class is another (n, C).
+    """
     t = target.unsqueeze(1)
     h = (margin - x.gather(1, t) + x).clamp_min(0)
     other = torch.arange(x.shape[1], device=x.device) != t
@@ -337,9 +334,7 @@ multi_margin_loss = Op(
             x, target, p, margin, weight, REDUCTIONS.index(reduction)
         ),
         lambda dy, x, target, weight, p, margin, reduction, needs: (
-            aten.multi_margin_loss_backward(
-                dy, x, target, p, margin, weight, REDUCTIONS.index(reduction)
-            ),
+            aten.multi_margin_loss_backward(dy, x, target, p, margin, weight, REDUCTIONS.index(reduction)),
         ),
         _plain,
     ),

@@ -173,9 +173,7 @@ def _huber(d: Tensor, delta: float) -> Tensor:
     return torch.where(size <= delta, 0.5 * d * d, delta * (size - 0.5 * delta))
 
 
-def huber_loss_forward(
-    x: Tensor, target: Tensor, weight: Tensor | None, delta: float, reduction: str
-) -> Tensor:
+def huber_loss_forward(x: Tensor, target: Tensor, weight: Tensor | None, delta: float, reduction: str) -> Tensor:
     """x and target broadcast to (...), weight as x -> y (...) or ()."""
     rows = _huber(x - target, delta)
     return reduce_rows(rows if weight is None else weight * rows, reduction, rows.numel())
@@ -201,9 +199,7 @@ huber_loss = Op(
     outputs="y",
     grads="x target weight",
     kernel=Kernel(
-        lambda x, target, weight, delta, reduction: aten.huber_loss(
-            x, target, REDUCTIONS.index(reduction), delta
-        ),
+        lambda x, target, weight, delta, reduction: aten.huber_loss(x, target, REDUCTIONS.index(reduction), delta),
         _huber_kernel_backward,
         usable=lambda x, target, weight, *constants: weight is None and _same_shape(x, target),
     ),
