@@ -22,17 +22,19 @@ def ctc_loss(
 ) -> Tensor:
     """Minus the logarithm of the probability that a sequence says its labels, in whatever alignment.
 
-    The gradient is that of log_probs as they are; torch's is right behind a log_softmax alone, where it is the same.
+    The gradient is that of log_probs as they are; torch's is right behind a log_softmax alone, where it is the
+    same.
 
     Args:
         log_probs: logarithms of probabilities, (T, N, C) or (T, C).
-        targets: labels, integers without blank: (N, S), or those of all sequences one after the other, (sum,); (S,) of
-            one sequence.
+        targets: labels, integers without blank: (N, S), or those of all sequences one after the other, (sum,);
+            (S,) of one sequence.
         input_lengths: (N,) or (), how many of the T steps a sequence has.
         target_lengths: (N,) or (), how many labels.
         blank: the class that is no label.
         reduction: `"none"`, `"sum"`, or `"mean"` of what each loss is for one label.
-        zero_infinity: whether a loss that is infinite, since no path is long enough, counts 0, and has no gradient.
+        zero_infinity: whether a loss that is infinite, since no path is long enough, counts 0, and has no
+            gradient.
 
     Returns:
         (), or (N,) or () without reduction.
@@ -40,8 +42,8 @@ def ctc_loss(
     Raises:
         IndexError: if targets holds what is no class, on the CPU.
         TypeError: if log_probs is not floating, or targets are not integers.
-        ValueError: if the shapes do not fit, a length is out of range, `blank` is no class, or `reduction` is none of
-            the above.
+        ValueError: if the shapes do not fit, a length is out of range, `blank` is no class, or `reduction` is
+            none of the above.
     """
     check_reduction("ctc_loss", reduction)
     if log_probs.dim() not in (2, 3) or 0 in log_probs.shape:

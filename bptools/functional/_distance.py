@@ -12,7 +12,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     """Cosine of the angle between x1 and x2: their product, divided by their lengths.
 
     Args:
-        x1, x2: broadcast to (..., d, ...).
+        x1: (..., d, ...).
+        x2: (..., d, ...); the two broadcast.
         dim: where d is.
         eps: a length is taken for this, positive, where it is smaller.
 
@@ -34,7 +35,8 @@ def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6,
     """Distance of x1 and x2, the p-norm of `x1 - x2 + eps`.
 
     Args:
-        x1, x2: broadcast to (..., d).
+        x1: (..., d).
+        x2: (..., d); the two broadcast.
         p: the power of the norm, at least 0; infinity too.
         eps: added to each difference.
         keepdim: whether to keep the last dimension, of size 1.

@@ -37,8 +37,8 @@ def binary_cross_entropy(
     Raises:
         RuntimeError: under CUDA's autocast, as torch's: half precision cannot tell a probability from 1.
         TypeError: if the dtypes differ or are not floating, or weight requires a gradient.
-        ValueError: if input holds what is no probability (on the CPU), the shapes do not fit, `reduction` is none of
-            the above, or a deprecated argument is given.
+        ValueError: if input holds what is no probability (on the CPU), the shapes do not fit, `reduction` is none
+            of the above, or a deprecated argument is given.
     """
     name = "binary_cross_entropy"
     check_reduction(name, reduction, size_average=size_average, reduce=reduce)
@@ -119,8 +119,8 @@ def kl_div(
         check_reduction("kl_div", reduction, size_average=size_average, reduce=reduce)
     if reduction == "mean":
         warnings.warn(
-            "kl_div: reduction='mean' divides by the number of all elements; 'batchmean', which divides by that of "
-            "samples, is the divergence as it is defined",
+            "kl_div: reduction='mean' divides by the number of all elements; 'batchmean', which divides by that "
+            "of samples, is the divergence as it is defined",
             stacklevel=2,
         )
     x, target = broadcast("kl_div", input=input, target=target)
@@ -142,8 +142,8 @@ def gaussian_nll_loss(
     Args:
         input: means, (..., d).
         target: broadcasts with input. Differentiable too.
-        var: variances, at least 0: input's shape, or that with one dimension of size 1, or without the last one; or a
-            number. Differentiable too.
+        var: variances, at least 0: input's shape, or that with one dimension of size 1, or without the last one;
+            or a number. Differentiable too.
         full: whether to add the constant `log(2 * pi) / 2`.
         eps: var is taken for this, positive, where it is smaller; the gradient is not stopped there.
         reduction: `"none"`, `"mean"` or `"sum"`.

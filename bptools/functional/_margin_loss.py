@@ -24,8 +24,9 @@ def margin_ranking_loss(
     """Ranking: `max(0, margin - target * (input1 - input2))`. All three are differentiable.
 
     Args:
-        input1, input2: (...).
-        target: 1 where input1 is to be the larger, -1 where input2 is. The three broadcast, and have as many dimensions.
+        input1: (...).
+        input2: (...).
+        target: 1 where input1 is to be the larger, else -1. The three have as many dimensions, and broadcast.
         margin: by how much.
         size_average: deprecated in torch, refused here; use `reduction`.
         reduce: deprecated in torch, refused here; use `reduction`.
@@ -119,7 +120,8 @@ def cosine_embedding_loss(
     """Of the cosine of two vectors: `1 - cos` where target is 1, and `max(0, cos - margin)` where it is -1.
 
     Args:
-        input1, input2: broadcast to (N, D) or (D,).
+        input1: (N, D) or (D,).
+        input2: (N, D) or (D,); the two broadcast.
         target: 1 or -1, (N,) or (). Not differentiable.
         margin: from -1 to 1, which cosine is far enough.
         size_average: deprecated in torch, refused here; use `reduction`.
@@ -137,8 +139,8 @@ def cosine_embedding_loss(
     check_reduction(name, reduction, size_average=size_average, reduce=reduce)
     if target.dim() > 1 or not input1.dim() == input2.dim() == target.dim() + 1:
         raise ValueError(
-            f"{name}: input1, input2 and target must have shapes (N, D), (N, D) and (N,), or (D,), (D,) and (), got "
-            f"{shape_of(input1)}, {shape_of(input2)} and {shape_of(target)}"
+            f"{name}: input1, input2 and target must have shapes (N, D), (N, D) and (N,), or (D,), (D,) and (), "
+            f"got {shape_of(input1)}, {shape_of(input2)} and {shape_of(target)}"
         )
     broadcast(name, input1=input1, input2=input2, target=target.unsqueeze(-1))
     return _margin.cosine_embedding_loss(*one_dtype(input1, input2), target, float(margin), reduction)
@@ -159,9 +161,12 @@ def triplet_margin_loss(
     """Of distances: `max(0, margin + distance(anchor, positive) - distance(anchor, negative))`.
 
     Args:
-        anchor, positive, negative: broadcast to (N, D) or (D,), and have as many dimensions.
+        anchor: (N, D) or (D,).
+        positive: (N, D) or (D,), of what is as the anchor.
+        negative: (N, D) or (D,), of what is not. The three have as many dimensions, and broadcast.
         margin: positive, by how much the negative example is to be farther.
-        p, eps: of `pairwise_distance`.
+        p: the power of `pairwise_distance`.
+        eps: what it adds to each difference.
         swap: whether the distance of negative from positive counts instead, where it is less.
         size_average: deprecated in torch, refused here; use `reduction`.
         reduce: deprecated in torch, refused here; use `reduction`.
@@ -172,8 +177,8 @@ def triplet_margin_loss(
 
     Raises:
         TypeError: if an argument is not real, or none is floating.
-        ValueError: if the shapes do not fit, `margin` is not positive, `p` is negative, `reduction` is none of the above,
-            or a deprecated argument is given.
+        ValueError: if the shapes do not fit, `margin` is not positive, `p` is negative, `reduction` is none of
+            the above, or a deprecated argument is given.
     """
     name = "triplet_margin_loss"
     check_reduction(name, reduction, size_average=size_average, reduce=reduce)
@@ -197,7 +202,9 @@ def triplet_margin_with_distance_loss(
     """`triplet_margin_loss` of a distance of your own.
 
     Args:
-        anchor, positive, negative: (N, ...), as the distance takes them, and of as many dimensions.
+        anchor: (N, ...), as the distance takes it.
+        positive: (N, ...), of as many dimensions.
+        negative: (N, ...), of as many dimensions.
         distance_function: of two of them; None for `pairwise_distance`. Its gradients are its own affair.
         margin: positive, by how much the negative example is to be farther.
         swap: whether the distance of negative from positive counts instead, where it is less.
@@ -208,7 +215,8 @@ def triplet_margin_with_distance_loss(
 
     Raises:
         TypeError: if a distance is not floating.
-        ValueError: if the numbers of dimensions differ, `margin` is not positive, or `reduction` is none of the above.
+        ValueError: if the numbers of dimensions differ, `margin` is not positive, or `reduction` is none of the
+            above.
     """
     name = "triplet_margin_with_distance_loss"
     check_reduction(name, reduction)
@@ -224,8 +232,8 @@ def _check_triplet(name: str, anchor: Tensor, positive: Tensor, negative: Tensor
         raise ValueError(f"{name}: margin must be positive, got {margin}")
     if not anchor.dim() == positive.dim() == negative.dim():
         raise ValueError(
-            f"{name}: positive and negative must have as many dimensions as anchor of shape {shape_of(anchor)}, got "
-            f"{shape_of(positive)} and {shape_of(negative)}"
+            f"{name}: positive and negative must have as many dimensions as anchor of shape {shape_of(anchor)}, "
+            f"got {shape_of(positive)} and {shape_of(negative)}"
         )
 
 
@@ -257,7 +265,8 @@ def multi_margin_loss(
     Raises:
         IndexError: if target holds an index that is no class. On a GPU the device reports it, later.
         TypeError: if the dtypes do not fit, or weight requires a gradient.
-        ValueError: if the shapes do not fit, `p` or `reduction` is none of the above, or a deprecated argument is given.
+        ValueError: if the shapes do not fit, `p` or `reduction` is none of the above, or a deprecated argument is
+            given.
     """
     name = "multi_margin_loss"
     check_reduction(name, reduction, size_average=size_average, reduce=reduce)
@@ -284,7 +293,7 @@ def multilabel_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Of scores of C classes: the sum of `max(0, 1 - input[t] + input[c])` over targets t and others c, divided by C.
+    """Of scores of C classes: the sum of `max(0, 1 - input[t] + input[c])` over targets t and others c, over C.
 
     Args:
         input: (N, C) or (C,).

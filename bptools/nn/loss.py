@@ -66,7 +66,7 @@ class HuberLoss(torch.nn.HuberLoss):
 
 
 class BCELoss(torch.nn.BCELoss):
-    """`torch.nn.BCELoss` on `bptools.functional.binary_cross_entropy`: probabilities and target of one shape (...)."""
+    """`torch.nn.BCELoss` on our `binary_cross_entropy`: probabilities and target of one shape (...)."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Apply the loss."""
@@ -74,7 +74,8 @@ class BCELoss(torch.nn.BCELoss):
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
-    """`torch.nn.BCEWithLogitsLoss` on `bptools.functional.binary_cross_entropy_with_logits`: logits and target of one shape (...)."""
+    """`torch.nn.BCEWithLogitsLoss` on our `binary_cross_entropy_with_logits`: logits and target of one shape
+    (...)."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Apply the loss."""
@@ -92,7 +93,7 @@ class KLDivLoss(torch.nn.KLDivLoss):
 
 
 class GaussianNLLLoss(torch.nn.GaussianNLLLoss):
-    """`torch.nn.GaussianNLLLoss` on `bptools.functional.gaussian_nll_loss`: means, target and variances (..., d)."""
+    """`torch.nn.GaussianNLLLoss` on our `gaussian_nll_loss`: means, target and variances (..., d)."""
 
     def forward(self, input: Tensor, target: Tensor, var: Tensor) -> Tensor:
         """Apply the loss."""
@@ -112,7 +113,7 @@ class PoissonNLLLoss(torch.nn.PoissonNLLLoss):
 
 
 class MarginRankingLoss(torch.nn.MarginRankingLoss):
-    """`torch.nn.MarginRankingLoss` on `bptools.functional.margin_ranking_loss`: two inputs and target of one shape (...)."""
+    """`torch.nn.MarginRankingLoss` on our `margin_ranking_loss`: two inputs and target of one shape (...)."""
 
     def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
         """Apply the loss."""
@@ -120,7 +121,7 @@ class MarginRankingLoss(torch.nn.MarginRankingLoss):
 
 
 class HingeEmbeddingLoss(torch.nn.HingeEmbeddingLoss):
-    """`torch.nn.HingeEmbeddingLoss` on `bptools.functional.hinge_embedding_loss`: input and target of one shape (...)."""
+    """`torch.nn.HingeEmbeddingLoss` on our `hinge_embedding_loss`: input and target of one shape (...)."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Apply the loss."""
@@ -136,7 +137,7 @@ class SoftMarginLoss(torch.nn.SoftMarginLoss):
 
 
 class CosineEmbeddingLoss(torch.nn.CosineEmbeddingLoss):
-    """`torch.nn.CosineEmbeddingLoss` on `bptools.functional.cosine_embedding_loss`: two inputs (N, D), target (N,)."""
+    """`torch.nn.CosineEmbeddingLoss` on our `cosine_embedding_loss`: two inputs (N, D), target (N,)."""
 
     def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
         """Apply the loss."""
@@ -163,7 +164,7 @@ class TripletMarginLoss(torch.nn.TripletMarginLoss):
 
 
 class TripletMarginWithDistanceLoss(torch.nn.TripletMarginWithDistanceLoss):
-    """`torch.nn.TripletMarginWithDistanceLoss` on `bptools.functional.triplet_margin_with_distance_loss`: three inputs (N, ...)."""
+    """`torch.nn.TripletMarginWithDistanceLoss` on our `triplet_margin_with_distance_loss`: (N, ...)."""
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """Apply the loss."""
@@ -197,7 +198,7 @@ class MultiLabelMarginLoss(torch.nn.MultiLabelMarginLoss):
 
 
 class MultiLabelSoftMarginLoss(torch.nn.MultiLabelSoftMarginLoss):
-    """`torch.nn.MultiLabelSoftMarginLoss` on `bptools.functional.multilabel_soft_margin_loss`: logits and target (N, C)."""
+    """`torch.nn.MultiLabelSoftMarginLoss` on our `multilabel_soft_margin_loss`: logits and target (N, C)."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Apply the loss."""
@@ -205,7 +206,7 @@ class MultiLabelSoftMarginLoss(torch.nn.MultiLabelSoftMarginLoss):
 
 
 class CTCLoss(torch.nn.CTCLoss):
-    """`torch.nn.CTCLoss` on `bptools.functional.ctc_loss`: log-probabilities (T, N, C), targets (N, S), lengths (N,)."""
+    """`torch.nn.CTCLoss` on our `ctc_loss`: log-probabilities (T, N, C), targets (N, S), lengths (N,)."""
 
     def forward(self, log_probs: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor) -> Tensor:
         """Apply the loss."""
@@ -215,7 +216,7 @@ class CTCLoss(torch.nn.CTCLoss):
 
 
 class CosineSimilarity(torch.nn.CosineSimilarity):
-    """`torch.nn.CosineSimilarity` on `bptools.functional.cosine_similarity`: two inputs (..., d, ...) -> (..., ...)."""
+    """`torch.nn.CosineSimilarity` on our `cosine_similarity`: two inputs (..., d, ...) -> (..., ...)."""
 
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Apply the loss."""
@@ -242,6 +243,7 @@ class FocalLoss(torch.nn.Module):
         return functional.focal_loss(inputs, targets, self.alpha, self.gamma, self.reduction)
 
     def extra_repr(self) -> str:
+        """What repr shows."""
         return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
 
 
@@ -257,4 +259,5 @@ class DiceLoss(torch.nn.Module):
         return functional.dice_loss(input, target, self.smooth, self.reduction)
 
     def extra_repr(self) -> str:
+        """What repr shows."""
         return f"smooth={self.smooth}, reduction={self.reduction!r}"

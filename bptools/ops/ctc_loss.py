@@ -1,34 +1,36 @@
-"""Connectionist temporal classification: the likelihood of a sequence of labels that were not aligned with the input.
+"""Connectionist temporal classification: the likelihood of a sequence of labels that were not aligned with the
+input.
 
-Index legend: `t` time steps (T of them), `n` sequences, `c` classes (C), `s` states (2 S + 1 of them, for at most S
-labels). A sequence of L labels has the states l: the labels with a blank before, between and after them, 2 L + 1 in
-all. A path goes through the states from one of the first two to one of the last two, and at each step stays, goes on by
-one, or skips a blank between two labels that differ. Its probability is the product of what the classes of its states
-have at each step; that of the labels is the sum over all paths. x[t,n,c] are logarithms of the probabilities, and all
-sums are of logarithms (⊕):
+Index legend: `t` time steps (T of them), `n` sequences, `c` classes (C), `s` states (2 S + 1 of them, for at most
+S labels). A sequence of L labels has the states l: the labels with a blank before, between and after them, 2 L +
+1 in all. A path goes through the states from one of the first two to one of the last two, and at each step stays,
+goes on by one, or skips a blank between two labels that differ. Its probability is the product of what the
+classes of its states have at each step; that of the labels is the sum over all paths. x[t,n,c] are logarithms of
+the probabilities, and all sums are of logarithms (⊕):
 
     α[t,n,s] = x[t,n,l[s]] + (α[t-1,n,s] ⊕ α[t-1,n,s-1] ⊕ α[t-1,n,s-2] if l[s] is no blank and differs from l[s-2])
-    β[t,n,s] = (x + β)[t+1,n,s] ⊕ (x + β)[t+1,n,s+1] ⊕ (x + β)[t+1,n,s+2] if l[s+2] is no blank and differs from l[s]
+    β[t,n,s] = (x + β)[t+1,n,s] ⊕ (x + β)[t+1,n,s+1] ⊕ (x + β)[t+1,n,s+2] if one may skip from l[s] to l[s+2]
 
 the paths up to a state, and from it on; β is 0 in the last two states at the last step. The loss is
 
     nll[n] = -(α[T-1,n,2L] ⊕ α[T-1,n,2L-1])
 
-and with g[n] the gradient that reaches it, since each path has exactly one state at each step, the derivative of the
-logarithm of their sum is the share of the paths that are in a state of class c at step t:
+and with g[n] the gradient that reaches it, since each path has exactly one state at each step, the derivative of
+the logarithm of their sum is the share of the paths that are in a state of class c at step t:
 
     dx[t,n,c] = -g[n] Σ_{s: l[s] = c} exp(α[t,n,s] + β[t,n,s] + nll[n])
 
-That is the derivative with respect to x whatever x is. ATen's kernel adds g exp(x), which is what log_softmax takes away
-again: torch's gradient is right behind a log_softmax alone, and ours is the same there.
+That is the derivative with respect to x whatever x is. ATen's kernel adds g exp(x), which is what log_softmax
+takes away again: torch's gradient is right behind a log_softmax alone, and ours is the same there.
 
-The mean divides each loss by its number of labels (by 1, if there are none), and the sum by the number of sequences. A
-loss is infinite where no path is long enough: then the gradient is NaN, or with zero_infinity both are 0.
+The mean divides each loss by its number of labels (by 1, if there are none), and the sum by the number of
+sequences. A loss is infinite where no path is long enough: then the gradient is NaN, or with zero_infinity both
+are 0.
 
 Kept are x, α (as much as T N (2 S + 1) numbers) and nll; β is computed in the backward.
 
-Source: Graves et al., "Connectionist temporal classification: labelling unsegmented sequence data with recurrent neural
-networks", 2006.
+Source: Graves et al., "Connectionist temporal classification: labelling unsegmented sequence data with recurrent
+neural networks", 2006.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Losses for detection and segmentation, where most of what is predicted is background: focal loss and Dice's.
 
-**Focal loss** is a binary cross entropy that counts less the better an element is predicted. Index legend: `n` elements.
-x are logits, p = σ(x), t the target between 0 and 1, α the share of the positive ones (without α, A = 1), γ ≥ 0:
+**Focal loss** is a binary cross entropy that counts less the better an element is predicted. Index legend: `n`
+elements. x are logits, p = σ(x), t the target between 0 and 1, α the share of the positive ones (without α, A =
+1), γ ≥ 0:
 
     q = p (1 - t) + (1 - p) t = p + t - 2 p t       the probability of what is wrong
     b = (1 - t) x + log(1 + e⁻ˣ)                    the cross entropy
@@ -15,7 +16,8 @@ With g[n] the gradient that reaches loss[n] (dy, divided as the mean divides),
 
 and ∂A = 2 α - 1. x and t are kept.
 
-**Dice loss.** Index legend: `n` samples, `c` classes, `i` places. x are probabilities, t the target, s > 0 smooths:
+**Dice loss.** Index legend: `n` samples, `c` classes, `i` places. x are probabilities, t the target, s > 0
+smooths:
 
     U[n,c] = Σ_i x[n,c,i] + Σ_i t[n,c,i] + s
     D[n,c] = (2 Σ_i x[n,c,i] t[n,c,i] + s) / U[n,c]         Dice's coefficient of overlap, from 0 to 1
@@ -25,8 +27,8 @@ and ∂A = 2 α - 1. x and t are kept.
 Where there is nothing to find and nothing is found, D = 1.
 
 Sources: Lin et al., arXiv 1708.02002 (focal loss); Dice, "Measures of the amount of ecologic association between
-species", 1945; Sudre et al., arXiv 1707.03237 (as a loss; without squares in U, for which see Milletari et al., arXiv
-1606.04797).
+species", 1945; Sudre et al., arXiv 1707.03237 (as a loss; without squares in U, for which see Milletari et al.,
+arXiv 1606.04797).
 """
 
 from __future__ import annotations

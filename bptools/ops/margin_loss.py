@@ -1,7 +1,7 @@
 """Losses that ask for a margin: they are 0, or nearly so, where the right answer is ahead by enough.
 
-Index legend: `n` rows, `c` and `j` classes (C of them), `d` features. [·] is 1 where it holds and else 0; target t is
-1 or -1, m is the margin.
+Index legend: `n` rows, `c` and `j` classes (C of them), `d` features. [·] is 1 where it holds and else 0; target
+t is 1 or -1, m is the margin.
 
 **Of one number or two:**
 
@@ -9,7 +9,8 @@ Index legend: `n` rows, `c` and `j` classes (C of them), `d` features. [·] is 1
     hinge_embedding_loss    h = m - x;                  loss = x [t ≠ -1] + max(h, 0) [t ≠ 1]
     soft_margin_loss        log(1 + e^(-t x)) = -log σ(t x)
 
-With g[n] the gradient that reaches loss[n] (dy, divided as the mean divides) and a = [h ≥ 0] (torch's choice at the kink),
+With g[n] the gradient that reaches loss[n] (dy, divided as the mean divides) and a = [h ≥ 0] (torch's choice at
+the kink),
 
     margin_ranking_loss     dx1 = -g t a                dx2 = g t a             dtarget = -g (x1 - x2) a
     hinge_embedding_loss    dx = g ([t ≠ -1] - a [t ≠ 1])
@@ -27,8 +28,8 @@ The distances D (see distance.py) of an anchor from a positive and from a negati
     triplet_margin_loss     h = m + D(a, p) - D(a, n);  loss = max(h, 0)
                             dD(a, p) = g [h ≥ 0]        dD(a, n) = -g [h ≥ 0]
 
-With `swap` the lesser of D(a, n) and D(p, n) takes the place of D(a, n), and the gradient with it, half to each where
-they are equal. The distances are not kept: three vectors are, and the distances are computed again.
+With `swap` the lesser of D(a, n) and D(p, n) takes the place of D(a, n), and the gradient with it, half to each
+where they are equal. The distances are not kept: three vectors are, and the distances are computed again.
 
 **Of classes.** t[n] is the class of the row, w its weight (1 if not given), p is 1 or 2:
 
@@ -43,8 +44,8 @@ A row's target may be a list of classes, ended by -1: k[n,j] times the class j, 
                             e[n,j,c] = g / C k[n,j] [k[n,c] = 0] [h[n,j,c] > 0]
                             dx[n,c] = Σ_j e[n,j,c] - Σ_j e[n,c,j]
 
-Or the target is 0 or 1, or between, for each class; the loss is the mean over the classes of the binary cross entropy with
-logits (see likelihood_loss.py), multilabel_soft_margin_loss.
+Or the target is 0 or 1, or between, for each class; the loss is the mean over the classes of the binary cross
+entropy with logits (see likelihood_loss.py), multilabel_soft_margin_loss.
 
 Sources: Hadsell, Chopra and LeCun, "Dimensionality reduction by learning an invariant mapping", 2006 (embeddings);
 Balntas et al., "Learning local feature descriptors with triplets", 2016; Weston and Watkins, "Multi-class support
@@ -216,7 +217,7 @@ triplet_hinge = Op(triplet_hinge_forward, triplet_hinge_backward, outputs="y", g
 def _distances(
     anchor: Tensor, positive: Tensor, negative: Tensor, p: float, eps: float, swap: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Three tensors that broadcast to (n, d) -> the distances of anchor and positive, anchor and negative, ... (n, 1)."""
+    """Three tensors that broadcast to (n, d) -> D(a, p), D(a, n) and, if swapped, D(p, n): (n, 1)."""
     return (
         pairwise_distance_forward(anchor, positive, p, eps, True),
         pairwise_distance_forward(anchor, negative, p, eps, True),
@@ -277,14 +278,12 @@ triplet_margin_loss = Op(
 # Classes ------------------------------------------------------------------------------------------------------
 
 
-def _ahead(x: Tensor, target: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-    """x (n, C), target (n) -> how far each class is from being behind by the margin, at least 0 (n, C); the target
-    (n, 1); and where the class is another (n, C).
-    """
+def _ahead(x: Tensor, target: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """x (n, C), target (n) -> max(h, 0) of the classes but the target, where it is 0; which these are (n, C)."""
     t = target.unsqueeze(1)
     h = (margin - x.gather(1, t) + x).clamp_min(0)
     other = torch.arange(x.shape[1], device=x.device) != t
-    return torch.where(other, h, 0), t, other
+    return torch.where(other, h, 0), other
 
 
 def _class_weight(x: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | float:
@@ -296,7 +295,7 @@ def multi_margin_loss_forward(
     x: Tensor, target: Tensor, weight: Tensor | None, p: int, margin: float, reduction: str
 ) -> Tensor:
     """x (n, C), target (n), weight (C,), p 1 or 2 -> y (n) or ()."""
-    h, _, _ = _ahead(x, target, margin)
+    h, _ = _ahead(x, target, margin)
     rows = (_class_weight(x, target, weight) * (h if p == 1 else h * h)).sum(1)
     return reduce_rows(rows, reduction, rows.numel())
 
@@ -312,7 +311,7 @@ def multi_margin_loss_backward(
     needs=EVERY,
 ) -> tuple[Tensor]:
     """dy (n) or (), x (n, C), target (n), weight (C,) -> dx (n, C)."""
-    h, t, other = _ahead(x, target, margin)
+    h, other = _ahead(x, target, margin)
     g = row_gradient(dy, reduction, x.shape[0])
     g = g.unsqueeze(1) if reduction == "none" else g
     slope = (h > 0).to(x.dtype) if p == 1 else 2 * h

@@ -14,8 +14,8 @@ One op adds one tensor's penalty to the total of those before, so that a list of
 
 A parameter is kept as it is, which costs nothing.
 
-Sources: Tibshirani, "Regression shrinkage and selection via the lasso", 1996; Hoerl and Kennard, "Ridge regression",
-1970.
+Sources: Tibshirani, "Regression shrinkage and selection via the lasso", 1996; Hoerl and Kennard, "Ridge
+regression", 1970.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Losses of an error, the difference between a number and what was wanted.
 
-Index legend: `n` elements; d[n] = x[n] - target[n]. Each loss is a function f of the error alone, with a weight for
-each element (1 if not given), and is returned as it is, summed, or averaged:
+Index legend: `n` elements; d[n] = x[n] - target[n]. Each loss is a function f of the error alone, with a weight
+for each element (1 if not given), and is returned as it is, summed, or averaged:
 
     loss[n] = weight[n] f(d[n])
 
@@ -20,8 +20,8 @@ dweight goes g times the mean loss. At the kink of |d| the derivative is 0, the 
 
 x and target are kept: both are there already, and d is their difference.
 
-Sources: Legendre, 1805 (least squares); Boscovich, 1757 (least absolute deviations); Huber, "Robust estimation of a
-location parameter", 1964; Girshick, arXiv 1504.08083 (smooth_l1_loss).
+Sources: Legendre, 1805 (least squares); Boscovich, 1757 (least absolute deviations); Huber, "Robust estimation of
+a location parameter", 1964; Girshick, arXiv 1504.08083 (smooth_l1_loss).
 """
 
 from __future__ import annotations
