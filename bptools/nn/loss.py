@@ -74,8 +74,7 @@ class BCELoss(torch.nn.BCELoss):
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
-    """`torch.nn.BCEWithLogitsLoss` on our `binary_cross_entropy_with_logits`: logits and target of one shape
-    (...)."""
+    """`torch.nn.BCEWithLogitsLoss` on our `binary_cross_entropy_with_logits`: logits, target (...)."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Apply the loss."""

@@ -15,8 +15,8 @@ The length of x1 does not matter, so of what pulls at it, b, the part along x1 i
     y[n] = (Σ_d |u[n,d]|^p)^(1/p)
     dx1[n,d] = dy[n] sign(u[n,d]) (|u[n,d]| / y[n])^(p-1)       dx2 = -dx1
 
-For p = 2 that is u / y. For p = ∞, y is the largest |u|, and its gradient is shared by all that are as large; for
-p = 0 it is the number of those that are not 0, and the gradient is 0. Where y = 0 the gradient is 0 as well. x1, x2
+For p = 2 that is u / y. For p = ∞, y is the largest |u|, and its gradient is shared by all as large; for p = 0
+it is the number of those that are not 0, and the gradient is 0. Where y = 0 the gradient is 0 as well. x1, x2
 and y are kept.
 """
 

@@ -1,4 +1,4 @@
-"""The losses that torch.nn lacks, as modules."""
+"""The losses that torch.nn lacks, or that cannot be tried in its table, as modules."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ def test_triplet_margin_with_a_distance():
         y = package.TripletMarginWithDistanceLoss(**arguments)(*tensors)
         found.append([y, *torch.autograd.grad(y, tensors)])
     torch.testing.assert_close(*found)
+
+
+def test_ctc_loss():
+    """Its gradient is torch's behind a log_softmax alone: torch's is not the gradient of log_probs."""
+    x = torch.randn(5, 2, 4, dtype=torch.float64, requires_grad=True)
+    rest = torch.tensor([[2, 0], [3, 3]]), torch.tensor([5, 4]), torch.tensor([2, 2])
+    found = []
+    for package in (bptools.nn, torch.nn):
+        loss = package.CTCLoss(1, "sum", True)
+        assert repr(loss) == "CTCLoss()"
+        y = loss(x.log_softmax(2), *rest)
+        found.append([y, *torch.autograd.grad(y, x)])
+    torch.testing.assert_close(*found)
+    assert torch.autograd.gradcheck(lambda x: bptools.nn.CTCLoss(1)(x, *rest), x)  # torch's fails this
