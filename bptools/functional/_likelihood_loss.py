@@ -37,7 +37,7 @@ def binary_cross_entropy(
     Raises:
         RuntimeError: under CUDA's autocast, as torch's: half precision cannot tell a probability from 1.
         TypeError: if the dtypes differ or are not floating, or weight requires a gradient.
-        ValueError: if input holds what is no probability (on the CPU), the shapes do not fit, `reduction` is none
+        ValueError: if input or target holds what is no probability (on the CPU), the shapes do not fit, `reduction` is none
             of the above, or a deprecated argument is given.
     """
     name = "binary_cross_entropy"
@@ -48,8 +48,9 @@ def binary_cross_entropy(
     _check_factor(name, "weight", weight, input)
     if weight is not None and weight.dtype != input.dtype:
         raise TypeError(f"{name}: weight must have input's dtype {input.dtype}, got {weight.dtype}")
-    if input.device.type == "cpu" and readable() and not ((input >= 0) & (input <= 1)).all():
-        raise ValueError(f"{name}: input must be from 0 to 1, got {input.min()} to {input.max()}")
+    for argument, value in (("input", input), ("target", target)):
+        if value.device.type == "cpu" and readable() and not ((value >= 0) & (value <= 1)).all():
+            raise ValueError(f"{name}: {argument} must be from 0 to 1, got {value.min()} to {value.max()}")
     return _likelihood.binary_cross_entropy(input, target, weight, reduction)
 
 

@@ -63,7 +63,7 @@ def focal_loss_backward(
     q = p + target - 2 * p * target
     focus = q**gamma
     # Where q = 0, ∂q/∂x is 0 as well; a power that may be negative must not make NaN of it.
-    tilt = gamma * torch.where(q > 0, q, 1) ** (gamma - 1) * b
+    tilt = gamma * torch.where(q == 0, 1, q) ** (gamma - 1) * b
     dx = dtarget = None
     if "x" in needs:
         dx = g * share * (focus * (p - target) + tilt * p * (1 - p) * (1 - 2 * target))
@@ -115,5 +115,5 @@ dice_loss = Op(
     dice_loss_backward,
     outputs="y",
     grads="x target",
-    autocast={"cpu": "float32", "cuda": "float32"},
+    autocast={"cuda": "float32"},
 )

@@ -91,7 +91,7 @@ def norm_slope(u: Tensor, norm: Tensor, p: float) -> Tensor:
     if p == 1:
         return u.sign()
     if p == math.inf:
-        largest = (u.abs() == norm).to(u.dtype)
+        largest = (u.abs() == u.abs().amax(-1, keepdim=True)).to(u.dtype)  # the norm may have been rounded
         return u.sign() * largest / largest.sum(-1, keepdim=True)
     norm = torch.where(norm == 0, 1, norm)  # where all of u is 0, and so is what it divides
     if p == 2:

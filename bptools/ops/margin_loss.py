@@ -20,7 +20,7 @@ the kink),
 s1 = Σ_d x1² + ε, s2 = Σ_d x2² + ε:
 
     cosine_embedding_loss   y = Σ_d x1 x2 / √(s1 s2);   loss = (1 - y) [t = 1] + max(y - m, 0) [t = -1]
-                            e = g (-[t = 1] + [t = -1] [y ≥ m]), the gradient of y
+                            e = g (-[t = 1] + [t = -1] [y > m]), the gradient of y
                             dx1 = e (x2 / √(s1 s2) - y x1 / s1)     dx2 = e (x1 / √(s1 s2) - y x2 / s2)
 
 The distances D (see distance.py) of an anchor from a positive and from a negative example, the larger by a margin:
@@ -165,7 +165,7 @@ def cosine_embedding_loss_backward(
 ) -> tuple[Tensor | None, ...]:
     """dy (n) or (), input1 and input2 (n, d), target (n) -> the gradients of input1 and input2 (n, d)."""
     y, s1, s2 = _cosine(input1, input2)
-    apart = (target == -1) & (y.squeeze(-1) >= margin)
+    apart = (target == -1) & (y.squeeze(-1) > margin)
     slope = apart.to(y.dtype) - (target == 1).to(y.dtype)
     e = (row_gradient(dy, reduction, slope.numel()) * slope).unsqueeze(-1)  # (n, 1)
     across = (s1 * s2).sqrt()
@@ -200,15 +200,19 @@ def triplet_hinge_backward(
     margin: float,
     reduction: str,
     needs=EVERY,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """dy (...) or (), the distances (...) -> their gradients (...)."""
     nearest = negative if swapped is None else torch.minimum(negative, swapped)
     h = margin + positive - nearest
     g = torch.where(h >= 0, row_gradient(dy, reduction, h.numel()), 0)
     if swapped is None:
-        return g, -g, None
+        return (g if "positive" in needs else None), (-g if "negative" in needs else None), None
     share = torch.where(negative == swapped, 0.5, (negative < swapped).to(g.dtype))
-    return g, -g * share, g * (share - 1)
+    return (
+        g if "positive" in needs else None,
+        -g * share if "negative" in needs else None,
+        g * (share - 1) if "swapped" in needs else None,
+    )
 
 
 triplet_hinge = Op(triplet_hinge_forward, triplet_hinge_backward, outputs="y", grads="positive negative swapped")
@@ -291,6 +295,10 @@ def _class_weight(x: Tensor, target: Tensor, weight: Tensor | None) -> Tensor | 
     return 1 / x.shape[1] if weight is None else weight[target].unsqueeze(1) / x.shape[1]
 
 
+def _as(x: Tensor, weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.to(x.dtype)
+
+
 def multi_margin_loss_forward(
     x: Tensor, target: Tensor, weight: Tensor | None, p: int, margin: float, reduction: str
 ) -> Tensor:
@@ -330,12 +338,12 @@ multi_margin_loss = Op(
     grads="x",
     kernel=Kernel(
         lambda x, target, weight, p, margin, reduction: aten.multi_margin_loss(
-            x, target, p, margin, weight, REDUCTIONS.index(reduction)
+            x, target, p, margin, _as(x, weight), REDUCTIONS.index(reduction)
         ),
         lambda dy, x, target, weight, p, margin, reduction, needs: (
-            aten.multi_margin_loss_backward(dy, x, target, p, margin, weight, REDUCTIONS.index(reduction)),
+            aten.multi_margin_loss_backward(dy, x, target, p, margin, _as(x, weight), REDUCTIONS.index(reduction)),
         ),
-        _plain,
+        usable=lambda x, *args: x.numel() > 0 and _plain(),  # of nothing torch gives what was in memory
     ),
     autocast=FLOAT32,
 )

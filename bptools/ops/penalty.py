@@ -30,9 +30,9 @@ def l1_penalty_forward(total: Tensor, w: Tensor) -> Tensor:
     return total + w.abs().sum()
 
 
-def l1_penalty_backward(dy: Tensor, w: Tensor, needs=EVERY) -> tuple[Tensor, Tensor | None]:
+def l1_penalty_backward(dy: Tensor, w: Tensor, needs=EVERY) -> tuple[Tensor | None, ...]:
     """dy (), w (...) -> dtotal (), dw (...)."""
-    return dy, (dy * w.sign() if "w" in needs else None)
+    return (dy if "total" in needs else None), (dy * w.sign() if "w" in needs else None)
 
 
 def l2_penalty_forward(total: Tensor, w: Tensor) -> Tensor:
@@ -40,9 +40,9 @@ def l2_penalty_forward(total: Tensor, w: Tensor) -> Tensor:
     return total + 0.5 * (w * w).sum()
 
 
-def l2_penalty_backward(dy: Tensor, w: Tensor, needs=EVERY) -> tuple[Tensor, Tensor | None]:
+def l2_penalty_backward(dy: Tensor, w: Tensor, needs=EVERY) -> tuple[Tensor | None, ...]:
     """dy (), w (...) -> dtotal (), dw (...)."""
-    return dy, (dy * w if "w" in needs else None)
+    return (dy if "total" in needs else None), (dy * w if "w" in needs else None)
 
 
 def _penalty(forward, backward) -> Op:
