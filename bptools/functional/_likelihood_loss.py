@@ -37,7 +37,7 @@ def binary_cross_entropy(
     Raises:
         RuntimeError: under CUDA's autocast, as torch's: half precision cannot tell a probability from 1.
         TypeError: if the dtypes differ or are not floating, or weight requires a gradient.
-        ValueError: if input or target holds what is no probability (on the CPU), the shapes do not fit, `reduction` is none
+        ValueError: if input or target is not from 0 to 1 (on the CPU), the shapes do not fit, `reduction` is none
             of the above, or a deprecated argument is given.
     """
     name = "binary_cross_entropy"

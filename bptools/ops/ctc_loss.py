@@ -155,7 +155,8 @@ def ctc_loss_backward(
     g = _sequence_gradient(dy, target_lengths, reduction).unsqueeze(1)  # (n, 1)
     share = torch.where(before, -g * share, 0)
     dx = torch.zeros_like(x).scatter_add(2, labels.expand(share.shape), share)
-    return (torch.where(nll.unsqueeze(1) == torch.inf, 0 if zero_infinity else torch.nan, dx),)
+    infinite = before & (nll.unsqueeze(1) == torch.inf)
+    return (torch.where(infinite, 0 if zero_infinity else torch.nan, dx),)
 
 
 def _sequence_gradient(dy: Tensor, target_lengths: Tensor, reduction: str) -> Tensor:

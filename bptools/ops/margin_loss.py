@@ -395,7 +395,6 @@ multilabel_margin_loss = Op(
         _multilabel_kernel_backward,
         _plain,
     ),
-    trace="kernel",  # n C numbers, where the formula has n C²
     autocast=FLOAT32,
 )
 

@@ -68,6 +68,11 @@ def multilabel_margin(x, target, reduction="mean"):
     return reduced(losses, reduction)
 
 
+def logistic(x, target, reduction="mean"):
+    """Torch's soft_margin_loss, written out so that it does not overflow."""
+    return reduced(-F.logsigmoid(target * x), reduction)
+
+
 def cosine(x1, x2, dim, eps):
     """Torch's cosine_similarity, written out."""
     lengths = [torch.linalg.vector_norm(x, 2, dim, keepdim=True).clamp_min(eps) for x in (x1, x2)]

@@ -121,7 +121,7 @@ PROPERTIES = (
     Property("pairwise_distance", vectors(2, choice(1, 2, 3, torch.inf), keepdim=st.booleans())),
     Property("margin_ranking_loss", ranking()),
     Property("hinge_embedding_loss", signed(margin=choice(0.5, 1.0))),
-    Property("soft_margin_loss", signed()),
+    Property("soft_margin_loss", signed(), theirs=cases_loss.logistic),  # torch's overflows, see test_peers
     Property("cosine_embedding_loss", cosines()),
     Property("triplet_margin_loss", vectors(3, p=choice(1, 2), swap=st.booleans(), reduction=REDUCTION)),
     Property("triplet_margin_with_distance_loss", vectors(3, swap=st.booleans(), reduction=REDUCTION)),
