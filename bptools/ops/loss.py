@@ -278,10 +278,24 @@ def nll_loss_backward(
     return (dy.new_zeros(x_shape).scatter(dim, t.unsqueeze(dim), hit.unsqueeze(dim)),)
 
 
+def _nll_kernel_forward(x, target, weight, ignore_index, reduction):
+    weight = None if weight is None else weight.to(x.dtype)
+    return aten.nll_loss_nd(x, target, weight, REDUCTIONS.index(reduction), ignore_index)
+
+
+def _nll_kernel_backward(dy, target, weight, ignore_index, reduction, x_shape, needs):
+    if is_legacy_batchedtensor(dy):
+        return nll_loss_backward(dy, target, weight, ignore_index, reduction, x_shape, needs)
+    dim, _, t, wt, _ = _targets(dy.new_zeros(()).expand(x_shape), target, weight, ignore_index)
+    hit = -wt * _row_gradient(dy, reduction, wt.sum())
+    return (dy.new_zeros(x_shape).scatter_(dim, t.unsqueeze(dim), hit.to(dy.dtype).unsqueeze(dim)),)
+
+
 nll_loss = Op(
     nll_loss_forward,
     nll_loss_backward,
     outputs="y",
     grads="x",
+    kernel=Kernel(_nll_kernel_forward, _nll_kernel_backward, _kernel_usable),
     autocast={"cpu": "float32", "cuda": "float32"},
 )

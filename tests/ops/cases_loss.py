@@ -263,7 +263,21 @@ CASES: list[Case] = [
             only=only,
         )
         for id, more, only in (
-            ("mean", {}, ("gradcheck", "gradgradcheck", "masks", "autocast", "jvp", "vmap", "hygiene")),
+            (
+                "mean",
+                {},
+                (
+                    "gradcheck",
+                    "gradgradcheck",
+                    "layouts",
+                    "masks",
+                    "autocast",
+                    "jvp",
+                    "vmap",
+                    "compile",
+                    "hygiene",
+                ),
+            ),
             ("none", {"reduction": "none"}, ("gradcheck", "masks")),
         )
     ],
