@@ -26,8 +26,7 @@ Each is of one element alone, so with g[n] the gradient that reaches loss[n] (dy
       full, t > 1                                                               ∂t  + log t + 1 / 2t
 
 Where a probability is 0 or 1 a logarithm is kept from falling under -100, and x (1 - x) from falling under 1e-12,
-as torch's are: the loss is large there, but a number. By torch's contract var gets the gradient of V, even under
-ε.
+as torch's are: the loss is large there, but a number. As with torch, var gets the gradient of V, even under ε.
 
 The inputs are kept, and nothing else: all the above is of them.
 
