@@ -65,6 +65,21 @@ def _work() -> list[Work]:
     def in_chunks(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         return F.linear_cross_entropy(x, weight, target, options=torch.nn.LinearCrossEntropyOptions())
 
+    def errors(op: str) -> Work:
+        return Work(op, "2048×1024", lambda: (_randn(2048, 1024), torch.randn(2048, 1024)), {})
+
+    def labels(op: str) -> Work:
+        return Work(op, "2048×1024", lambda: (_randn(2048, 1024), torch.rand(2048, 1024)), {})
+
+    def signs(op: str) -> Work:
+        return Work(op, "2048×1024", lambda: (_randn(2048, 1024), torch.randn(2048, 1024).sign()), {})
+
+    def pairs(op: str) -> Work:
+        return Work(op, "2048×1024", lambda: (_randn(2048, 1024), _randn(2048, 1024)), {})
+
+    def triplets(op: str) -> Work:
+        return Work(op, "2048×1024", lambda: tuple(_randn(2048, 1024) for _ in range(3)), {})
+
     return [
         Work("linear", "2048×512 → 512", lambda: (_randn(2048, 512), _randn(512, 512), _randn(512)), {}),
         Work(
@@ -163,7 +178,73 @@ def _work() -> list[Work]:
             linear_cross_entropy,
             {"torch in chunks": in_chunks} if hasattr(F, "linear_cross_entropy") else {},
         ),
-        Work("mse_loss", "2048×1024", lambda: (_randn(2048, 1024), torch.randn(2048, 1024)), {}),
+        Work(
+            "nll_loss",
+            "2048×32000",
+            lambda: (_randn(2048, 32000), torch.randint(32000, (2048,))),
+            {},
+        ),
+        *map(errors, ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "poisson_nll_loss")),
+        *map(
+            labels,
+            ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss"),
+        ),
+        *map(signs, ("soft_margin_loss", "hinge_embedding_loss")),
+        Work(
+            "binary_cross_entropy",
+            "2048×1024",
+            lambda: (torch.rand(2048, 1024, requires_grad=True), torch.rand(2048, 1024)),
+            {},
+        ),
+        Work(
+            "kl_div",
+            "2048×1024",
+            lambda: (_randn(2048, 1024), torch.rand(2048, 1024)),
+            {"reduction": "batchmean"},
+        ),
+        Work(
+            "gaussian_nll_loss",
+            "2048×1024",
+            lambda: (_randn(2048, 1024), torch.randn(2048, 1024), torch.rand(2048, 1024, requires_grad=True)),
+            {},
+        ),
+        *map(pairs, ("cosine_similarity", "pairwise_distance")),
+        Work(
+            "margin_ranking_loss",
+            "2048×1024",
+            lambda: (_randn(2048, 1024), _randn(2048, 1024), torch.randn(2048, 1024).sign()),
+            {},
+        ),
+        Work(
+            "cosine_embedding_loss",
+            "2048×1024",
+            lambda: (_randn(2048, 1024), _randn(2048, 1024), torch.randn(2048).sign()),
+            {},
+        ),
+        *map(triplets, ("triplet_margin_loss", "triplet_margin_with_distance_loss")),
+        Work(
+            "multi_margin_loss",
+            "2048×1024",
+            lambda: (_randn(2048, 1024), torch.randint(1024, (2048,))),
+            {},
+        ),
+        Work(
+            "multilabel_margin_loss",
+            "2048×64",
+            lambda: (_randn(2048, 64), torch.randint(-1, 64, (2048, 64))),
+            {},
+        ),
+        Work(
+            "ctc_loss",
+            "100×16×64, 20 labels",
+            lambda: (
+                _randn(100, 16, 64),
+                torch.randint(1, 64, (16, 20)),
+                torch.full((16,), 100),
+                torch.full((16,), 20),
+            ),
+            {},
+        ),
         Work(
             "scaled_dot_product_attention",
             "4×8×256×64",

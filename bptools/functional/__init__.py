@@ -39,6 +39,18 @@ from bptools.functional._convolution_transpose import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from bptools.functional._ctc_loss import (
+    ctc_loss,
+)
+from bptools.functional._detection_loss import (
+    dice_loss,
+    focal_loss,
+)
+from bptools.functional._distance import (
+    check_power,
+    cosine_similarity,
+    pairwise_distance,
+)
 from bptools.functional._dropout import (
     alpha_dropout,
     drop_path,
@@ -63,6 +75,13 @@ from bptools.functional._gated import (
 from bptools.functional._interpolate import (
     interpolate,
 )
+from bptools.functional._likelihood_loss import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    gaussian_nll_loss,
+    kl_div,
+    poisson_nll_loss,
+)
 from bptools.functional._linear import (
     bilinear,
     linear,
@@ -72,7 +91,18 @@ from bptools.functional._linear_loss import (
 )
 from bptools.functional._loss import (
     cross_entropy,
-    mse_loss,
+    nll_loss,
+)
+from bptools.functional._margin_loss import (
+    cosine_embedding_loss,
+    hinge_embedding_loss,
+    margin_ranking_loss,
+    multi_margin_loss,
+    multilabel_margin_loss,
+    multilabel_soft_margin_loss,
+    soft_margin_loss,
+    triplet_margin_loss,
+    triplet_margin_with_distance_loss,
 )
 from bptools.functional._normalization import (
     add_layer_norm,
@@ -90,6 +120,10 @@ from bptools.functional._normalization import (
 )
 from bptools.functional._pad import (
     pad,
+)
+from bptools.functional._penalty import (
+    l1_penalty,
+    l2_penalty,
 )
 from bptools.functional._piecewise import (
     hardshrink,
@@ -124,6 +158,12 @@ from bptools.functional._pooling import (
     max_unpool2d,
     max_unpool3d,
 )
+from bptools.functional._regression_loss import (
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    smooth_l1_loss,
+)
 from bptools.functional._shuffle import (
     channel_shuffle,
     pixel_shuffle,
@@ -155,15 +195,22 @@ __all__ = [
     "avg_pool3d",
     "batch_norm",
     "bilinear",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
     "celu",
     "channel_shuffle",
+    "check_power",
     "conv1d",
     "conv2d",
     "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "cosine_embedding_loss",
+    "cosine_similarity",
     "cross_entropy",
+    "ctc_loss",
+    "dice_loss",
     "drop_path",
     "dropout",
     "dropout1d",
@@ -174,9 +221,11 @@ __all__ = [
     "embedding",
     "embedding_bag",
     "feature_alpha_dropout",
+    "focal_loss",
     "fold",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
+    "gaussian_nll_loss",
     "geglu",
     "gelu",
     "glu",
@@ -186,8 +235,14 @@ __all__ = [
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "hinge_embedding_loss",
+    "huber_loss",
     "instance_norm",
     "interpolate",
+    "kl_div",
+    "l1_loss",
+    "l1_penalty",
+    "l2_penalty",
     "layer_norm",
     "leaky_relu",
     "linear",
@@ -198,6 +253,7 @@ __all__ = [
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
+    "margin_ranking_loss",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
@@ -207,10 +263,16 @@ __all__ = [
     "mish",
     "mse_loss",
     "multi_head_attention_forward",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
+    "multilabel_soft_margin_loss",
+    "nll_loss",
     "normalize",
     "pad",
+    "pairwise_distance",
     "pixel_shuffle",
     "pixel_unshuffle",
+    "poisson_nll_loss",
     "prelu",
     "reglu",
     "relu",
@@ -222,6 +284,8 @@ __all__ = [
     "selu",
     "sigmoid",
     "silu",
+    "smooth_l1_loss",
+    "soft_margin_loss",
     "softmax",
     "softmin",
     "softplus",
@@ -234,6 +298,8 @@ __all__ = [
     "tanh",
     "tanhshrink",
     "threshold",
+    "triplet_margin_loss",
+    "triplet_margin_with_distance_loss",
     "unfold",
     "weight_norm",
 ]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bptools.ops import loss as _loss
 from bptools.ops._core import FLOATS, HALF
+from bptools.ops._reduction import REDUCTIONS
 
 
 def shape_of(t: Tensor) -> tuple[int, ...]:
@@ -49,8 +49,19 @@ def check_reduction(name: str, reduction: str, **deprecated: bool | None) -> Non
     for argument, value in deprecated.items():
         if value is not None:
             raise ValueError(f"{name}: {argument} is deprecated, use reduction instead; got {argument}={value!r}")
-    if reduction not in _loss.REDUCTIONS:
+    if reduction not in REDUCTIONS:
         raise ValueError(f"{name}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def broadcast(name: str, **tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, expanded to the shape of all of them."""
+    (first, shape), *rest = ((word, shape_of(t)) for word, t in tensors.items())
+    try:
+        torch.broadcast_shapes(*(t.shape for t in tensors.values()))
+    except RuntimeError:
+        others, got = " and ".join(w for w, _ in rest), ", ".join(str(s) for _, s in rest)
+        raise ValueError(f"{name}: {others} must broadcast with {first}'s shape {shape}, got {got}") from None
+    return torch.broadcast_tensors(*tensors.values())
 
 
 def one_dtype(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -90,3 +101,8 @@ def rounded(value: float, dtype: torch.dtype) -> float:
     fraction, exponent = math.frexp(value)
     digits = 8 if dtype is torch.bfloat16 else min(11, exponent + 24)  # float16 has fewer near 0
     return math.ldexp(round(math.ldexp(fraction, digits)), exponent - digits)
+
+
+def readable() -> bool:
+    """Whether numbers can be looked at: a compiler and a transform have none."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()

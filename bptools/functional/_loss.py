@@ -1,8 +1,6 @@
-"""Losses."""
+"""Losses of classes."""
 
 from __future__ import annotations
-
-import warnings
 
 import torch
 from torch import Tensor
@@ -46,12 +44,7 @@ def cross_entropy(
     check_reduction("cross_entropy", reduction, size_average=size_average, reduce=reduce)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be from 0 to 1, got {label_smoothing}")
-    if input.dim() == 0 or (classes := input.shape[min(input.dim() - 1, 1)]) == 0:
-        raise ValueError(
-            f"cross_entropy: input must have shape (N, C, ...) or (C,) with C > 0, got {shape_of(input)}"
-        )
-    if weight is not None and shape_of(weight) != (classes,):
-        raise ValueError(f"cross_entropy: weight must have shape ({classes},), got {shape_of(weight)}")
+    classes = _check_classes("cross_entropy", input, weight)
 
     if target.shape == input.shape:
         if not target.is_floating_point():
@@ -62,64 +55,76 @@ def cross_entropy(
             )
         return _loss.soft_cross_entropy(*one_dtype(input, target, weight), label_smoothing, reduction)
 
-    rows = input.shape[:1] + input.shape[2:] if input.dim() > 1 else ()
-    if target.shape != rows:
+    if target.shape != _rows(input):
         raise ValueError(
-            f"cross_entropy: target must have shape {tuple(rows)} for class indices or {shape_of(input)} for "
+            f"cross_entropy: target must have shape {_rows(input)} for class indices or {shape_of(input)} for "
             f"probabilities, got {shape_of(target)}"
         )
-    if target.dtype not in (torch.int64, torch.uint8):
-        raise TypeError(f"cross_entropy: target must hold class indices, int64 or uint8, got {target.dtype}")
+    _check_indices("cross_entropy", target)
     try:
         return _loss.cross_entropy(input, target.long(), weight, ignore_index, float(label_smoothing), reduction)
     except IndexError:
-        raise IndexError(
-            f"cross_entropy: target must hold classes, 0 to {classes - 1}, or ignore_index {ignore_index}, "
-            f"got {target.min()} to {target.max()}"
-        ) from None
+        raise _no_class("cross_entropy", target, classes, ignore_index) from None
 
 
-def mse_loss(
+def nll_loss(
     input: Tensor,
     target: Tensor,
+    weight: Tensor | None = None,
     size_average: bool | None = None,
+    ignore_index: int = -100,
     reduce: bool | None = None,
     reduction: str = "mean",
-    weight: Tensor | None = None,
 ) -> Tensor:
-    """Squared error `(input - target)**2`. Both are differentiable, and so is weight.
+    """Negative log likelihood: minus what input says of each row's class. Keeps nothing of input's size.
 
     Args:
-        input: (...).
-        target: input's shape. Another that broadcasts with it is accepted, with a warning.
+        input: logarithms of probabilities, as log_softmax gives, (N, C, ...) or (C,) for C classes.
+        target: class indices, (N, ...) or (), int64 or uint8.
+        weight: (C,), a weight for each class, or None for 1. The mean is weighted too. Not differentiable.
         size_average: deprecated in torch, refused here; use `reduction`.
+        ignore_index: a class index that does not count, neither in the loss nor in the mean.
         reduce: deprecated in torch, refused here; use `reduction`.
-        reduction: `"none"`, `"mean"` or `"sum"`; the mean is over the elements, or weighted by weight.
-        weight: input's shape, a factor for each element, or None for 1.
+        reduction: `"none"`, `"mean"` or `"sum"`.
 
     Returns:
-        (), or (...) without reduction.
+        (), or (N, ...) or () without reduction. The mean over no row is nan, as torch's.
 
     Raises:
-        TypeError: if an argument is not real, or none is floating.
+        IndexError: if target holds an index that is no class. On a GPU the device reports it, later.
+        TypeError: if the dtypes do not fit, or weight requires a gradient.
         ValueError: if the shapes do not fit, `reduction` is none of the above, or a deprecated argument is given.
     """
-    check_reduction("mse_loss", reduction, size_average=size_average, reduce=reduce)
-    if target.shape != input.shape:
-        warnings.warn(
-            f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
-            "This will likely lead to incorrect results due to broadcasting. "
-            "Please ensure they have the same size.",
-            stacklevel=2,
-        )
-        try:
-            torch.broadcast_shapes(input.shape, target.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"mse_loss: target must have input's shape {shape_of(input)}, got {shape_of(target)}"
-            ) from None
-    if weight is None:
-        return _loss.mse_loss(*one_dtype(input, target), reduction)
-    if weight.shape != input.shape:
-        raise ValueError(f"mse_loss: weight must have input's shape {shape_of(input)}, got {shape_of(weight)}")
-    return _loss.weighted_mse_loss(*one_dtype(input, target, weight), reduction)
+    check_reduction("nll_loss", reduction, size_average=size_average, reduce=reduce)
+    classes = _check_classes("nll_loss", input, weight)
+    if target.shape != _rows(input):
+        raise ValueError(f"nll_loss: target must have shape {_rows(input)}, got {shape_of(target)}")
+    _check_indices("nll_loss", target)
+    try:
+        return _loss.nll_loss(input, target.long(), weight, ignore_index, reduction)
+    except IndexError:
+        raise _no_class("nll_loss", target, classes, ignore_index) from None
+
+
+def _check_classes(name: str, input: Tensor, weight: Tensor | None) -> int:
+    if input.dim() == 0 or (classes := input.shape[min(input.dim() - 1, 1)]) == 0:
+        raise ValueError(f"{name}: input must have shape (N, C, ...) or (C,) with C > 0, got {shape_of(input)}")
+    if weight is not None and shape_of(weight) != (classes,):
+        raise ValueError(f"{name}: weight must have shape ({classes},), got {shape_of(weight)}")
+    return classes
+
+
+def _rows(input: Tensor) -> tuple[int, ...]:
+    return shape_of(input)[:1] + shape_of(input)[2:] if input.dim() > 1 else ()
+
+
+def _check_indices(name: str, target: Tensor) -> None:
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(f"{name}: target must hold class indices, int64 or uint8, got {target.dtype}")
+
+
+def _no_class(name: str, target: Tensor, classes: int, ignore_index: int) -> IndexError:
+    return IndexError(
+        f"{name}: target must hold classes, 0 to {classes - 1}, or ignore_index {ignore_index}, "
+        f"got {target.min()} to {target.max()}"
+    )

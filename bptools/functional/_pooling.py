@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptools.functional._checks import is_int, per_dimension, shape_of
+from bptools.functional._checks import is_int, per_dimension, readable, shape_of
 from bptools.ops import _windows
 from bptools.ops import avg_pool as _avg
 from bptools.ops import max_pool as _max
@@ -271,18 +271,13 @@ def _max_unpool(name, dims, input, indices, kernel_size, stride, padding, output
         raise ValueError(f"{name}: padding must leave an output of at least 1 place, got {padding}")
     batched = input.dim() == dims + 2
     x, places = (t if batched else t.unsqueeze(0) for t in (input, indices))
-    if places.numel() and not _transformed() and not 0 <= int(places.min()) <= int(places.max()) < math.prod(out):
+    if places.numel() and readable() and not 0 <= int(places.min()) <= int(places.max()) < math.prod(out):
         raise ValueError(
             f"{name}: indices must be from 0 to {math.prod(out) - 1} for an output of {out}, got {places.min()} "
             f"to {places.max()}"
         )
     y = _max.max_unpool(x, places, out)
     return y if batched else y.squeeze(0)
-
-
-def _transformed() -> bool:
-    """Whether values cannot be looked at: under a compiler or torch.func."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 # Average pooling ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Losses: cross entropy, of class indices and of class probabilities, and the squared error.
+"""Losses of classes: cross entropy, of class indices and of class probabilities, and the negative log likelihood.
 
 Index legend: `n` rows (the batch and all dimensions after the class), `c` and `k` classes (C of them).
 
@@ -27,14 +27,14 @@ the predicted less the wanted, for Q = 1 without weights. Where the target is pr
 The logits are kept, and nothing else of their size: the backward computes p again, where autograd would have kept
 log p, a second n × C numbers.
 
-**Squared error**, with a weight for each element (1 if not given), the mean dividing by their sum:
+**Negative log likelihood** is cross entropy from log p on: x holds log p, whatever they are, and
 
-    loss[n] = weight[n] (x[n] - target[n])²
-    dx[n] = 2 g[n] weight[n] (x[n] - target[n])             dtarget = -dx
-    dweight[n] = g[n] (x[n] - target[n])²                   less g times the mean loss, as weight divides it too
+    loss[n] = -w[t[n]] x[n,t[n]]            dx[n,c] = -g[n] w[t[n]] [c = t[n]]
+
+averaged and ignoring as above. The loss is linear in x, so nothing of its size is kept.
 
 Sources: Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990 (softmax and
-its cross entropy); Szegedy et al., arXiv 1512.00567 (label smoothing); Legendre, 1805 (least squares).
+its cross entropy); Szegedy et al., arXiv 1512.00567 (label smoothing).
 """
 
 from __future__ import annotations
@@ -44,23 +44,12 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._reduction import REDUCTIONS
+from bptools.ops._reduction import reduce_rows as _reduce
+from bptools.ops._reduction import row_gradient as _row_gradient
 from bptools.ops.softmax import log_softmax_forward, softmax_forward
 
 aten = torch.ops.aten
-
-REDUCTIONS = ("none", "mean", "sum")  # in the order of ATen's numbers for them
-
-
-def _reduce(rows: Tensor, reduction: str, total: Tensor | int) -> Tensor:
-    if reduction == "none":
-        return rows
-    return rows.sum() / total if reduction == "mean" else rows.sum()
-
-
-def _row_gradient(dy: Tensor, reduction: str, total: Tensor | int) -> Tensor:
-    """The gradient of each row's loss: dy (n) or () -> (n) or ()."""
-    return dy / total if reduction == "mean" else dy
-
 
 # Cross entropy of class indices -------------------------------------------------------------------------------
 
@@ -262,69 +251,51 @@ soft_cross_entropy = Op(
 )
 
 
-# Squared error ------------------------------------------------------------------------------------------------
+# Negative log likelihood --------------------------------------------------------------------------------------
 
 
-def mse_loss_forward(x: Tensor, target: Tensor, reduction: str) -> Tensor:
-    """x and target broadcast to (...) -> y (...) or ()."""
-    d = x - target
-    return _reduce(d * d, reduction, d.numel())
+def nll_loss_forward(
+    x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+) -> Tensor:
+    """x (n, C, ...) or (C,), target (n, ...) or (), weight (C,) -> y (n, ...) or ()."""
+    dim, kept, t, wt, _ = _targets(x, target, weight, ignore_index)
+    picked = x.gather(dim, t.unsqueeze(dim)).squeeze(dim)
+    return _reduce(torch.where(kept, -wt * picked, 0), reduction, wt.sum())
 
 
-def mse_loss_backward(
-    dy: Tensor, x: Tensor, target: Tensor, reduction: str, needs=EVERY
-) -> tuple[Tensor | None, ...]:
-    """dy (...) or (), x and target (...) -> dx and dtarget (...)."""
-    d = x - target
-    dx = 2 * _row_gradient(dy, reduction, d.numel()) * d
-    return (dx if "x" in needs else None), (-dx if "target" in needs else None)
+def nll_loss_backward(
+    dy: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    x_shape: torch.Size,
+    needs=EVERY,
+) -> tuple[Tensor]:
+    """dy (n, ...) or (), target (n, ...), weight (C,) -> dx (n, C, ...)."""
+    dim, _, t, wt, _ = _targets(dy.new_zeros(()).expand(x_shape), target, weight, ignore_index)
+    hit = -wt * _row_gradient(dy, reduction, wt.sum())
+    return (dy.new_zeros(x_shape).scatter(dim, t.unsqueeze(dim), hit.unsqueeze(dim)),)
 
 
-def _mse_kernel_backward(dy, x, target, reduction, needs):
-    dx = aten.mse_loss_backward(dy, x, target, REDUCTIONS.index(reduction))
-    return (dx if "x" in needs else None), (-dx if "target" in needs else None)
+def _nll_kernel_forward(x, target, weight, ignore_index, reduction):
+    weight = None if weight is None else weight.to(x.dtype)
+    return aten.nll_loss_nd(x, target, weight, REDUCTIONS.index(reduction), ignore_index)
 
 
-mse_loss = Op(
-    mse_loss_forward,
-    mse_loss_backward,
+def _nll_kernel_backward(dy, target, weight, ignore_index, reduction, x_shape, needs):
+    if is_legacy_batchedtensor(dy):
+        return nll_loss_backward(dy, target, weight, ignore_index, reduction, x_shape, needs)
+    dim, _, t, wt, _ = _targets(dy.new_zeros(()).expand(x_shape), target, weight, ignore_index)
+    hit = -wt * _row_gradient(dy, reduction, wt.sum())
+    return (dy.new_zeros(x_shape).scatter_(dim, t.unsqueeze(dim), hit.to(dy.dtype).unsqueeze(dim)),)
+
+
+nll_loss = Op(
+    nll_loss_forward,
+    nll_loss_backward,
     outputs="y",
-    grads="x target",
-    kernel=Kernel(
-        lambda x, target, reduction: aten.mse_loss(x, target, REDUCTIONS.index(reduction)),
-        _mse_kernel_backward,
-        usable=lambda x, target, reduction: x.shape == target.shape and x.dtype is target.dtype,
-    ),
+    grads="x",
+    kernel=Kernel(_nll_kernel_forward, _nll_kernel_backward, _kernel_usable),
     autocast={"cpu": "float32", "cuda": "float32"},
-)
-
-
-def weighted_mse_loss_forward(x: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
-    """x and target broadcast to (...), weight as x -> y (...) or ()."""
-    d = x - target
-    return _reduce(weight * (d * d), reduction, weight.sum())
-
-
-def weighted_mse_loss_backward(
-    dy: Tensor, x: Tensor, target: Tensor, weight: Tensor, reduction: str, needs=EVERY
-) -> tuple[Tensor | None, ...]:
-    """dy (...) or (), x and target (...), weight as x -> dx and dtarget (...), dweight as x."""
-    d = x - target
-    g = _row_gradient(dy, reduction, weight.sum())
-    dx = dweight = None
-    if "x" in needs or "target" in needs:
-        dx = 2 * g * weight * d
-    if "weight" in needs:
-        dweight = (g * d * d).sum_to_size(weight.shape)
-        if reduction == "mean":
-            dweight = dweight - g * (weight * d * d).sum() / weight.sum()
-    return (dx if "x" in needs else None), (-dx if "target" in needs else None), dweight
-
-
-weighted_mse_loss = Op(
-    weighted_mse_loss_forward,
-    weighted_mse_loss_backward,
-    outputs="y",
-    grads="x target weight",
-    autocast={"cuda": "float32"},
 )

@@ -177,3 +177,36 @@ def test_our_pixel_unshuffle_gives_an_empty_result_its_shape():
 @pytest.mark.xfail(strict=False, reason="torch 2.15: the CPU gives an empty input back as it is")
 def test_torchs_pixel_unshuffle_gives_an_empty_result_its_shape():
     assert unshuffled(torch.nn.functional.pixel_unshuffle).shape == (0, 4, 2, 3)
+
+
+def soft_margin(soft_margin_loss) -> list[torch.Tensor]:
+    """The loss and the gradient of a score of -1000 that was to be positive."""
+    x = torch.tensor([-1000.0], requires_grad=True)
+    y = soft_margin_loss(x, torch.ones(1))
+    return [y, *torch.autograd.grad(y, x)]
+
+
+def test_our_soft_margin_loss_does_not_overflow():
+    torch.testing.assert_close(soft_margin(B.soft_margin_loss), [torch.tensor(1000.0), torch.tensor([-1.0])])
+
+
+@pytest.mark.xfail(strict=False, reason="torch 2.15: log(1 + exp(1000)) is infinite, and its gradient NaN")
+def test_torchs_soft_margin_loss_does_not_overflow():
+    theirs = soft_margin(torch.nn.functional.soft_margin_loss)
+    torch.testing.assert_close(theirs, [torch.tensor(1000.0), torch.tensor([-1.0])])
+
+
+def ctc_gradcheck(ctc_loss) -> bool:
+    """Whether the gradient of log_probs is their derivative, without a log_softmax before them."""
+    x = torch.randn(4, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rest = torch.tensor([[1, 2]]), torch.tensor([4]), torch.tensor([2])
+    return torch.autograd.gradcheck(lambda x: ctc_loss(x, *rest), x, raise_exception=False)
+
+
+def test_our_ctc_loss_has_the_derivative_of_log_probs():
+    assert ctc_gradcheck(B.ctc_loss)
+
+
+@pytest.mark.xfail(strict=False, reason="torch 2.15: the gradient of a log_softmax before it is in it")
+def test_torchs_ctc_loss_has_the_derivative_of_log_probs():
+    assert ctc_gradcheck(torch.nn.functional.ctc_loss)
