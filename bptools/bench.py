@@ -86,9 +86,24 @@ def _work() -> list[Work]:
             "bilinear", "512×128, 128 → 64", lambda: (_randn(512, 128), _randn(512, 128), _randn(64, 128, 128)), {}
         ),
         *map(elementwise, ("relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh")),
+        *map(
+            elementwise, ("relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "mish")
+        ),
+        *map(
+            elementwise, ("logsigmoid", "tanhshrink", "softsign", "softplus", "hardtanh", "relu6", "hardsigmoid")
+        ),
+        *map(elementwise, ("hardswish", "hardshrink", "softshrink", "rrelu", "glu", "gumbel_softmax")),
+        Work("threshold", "2048×1024", lambda: (_randn(2048, 1024), 0.1, 0.0), {}),
+        Work("prelu", "2048×1024", lambda: (_randn(2048, 1024), _randn(1024)), {}),
+        Work("softmin", "2048×1024", lambda: (_randn(2048, 1024),), {"dim": -1}),
         Work("softmax", "2048×1024", lambda: (_randn(2048, 1024),), {"dim": -1}),
         Work("log_softmax", "2048×1024", lambda: (_randn(2048, 1024),), {"dim": -1}),
         Work("dropout", "2048×1024", lambda: (_randn(2048, 1024),), {}),
+        Work("dropout1d", "32×64×1024", lambda: (_randn(32, 64, 1024),), {}),
+        Work("dropout2d", "32×64×32×32", lambda: (_randn(32, 64, 32, 32),), {}),
+        Work("dropout3d", "32×64×4×16×16", lambda: (_randn(32, 64, 4, 16, 16),), {}),
+        Work("alpha_dropout", "2048×1024", lambda: (_randn(2048, 1024),), {"training": True}),
+        Work("feature_alpha_dropout", "32×64×32×32", lambda: (_randn(32, 64, 32, 32),), {"training": True}),
         Work("layer_norm", "2048×1024", lambda: (_randn(2048, 1024), (1024,), _randn(1024), _randn(1024)), {}),
         Work("rms_norm", "2048×1024", lambda: (_randn(2048, 1024), (1024,), _randn(1024)), {}),
         Work(
