@@ -25,7 +25,6 @@ from bptools.functional._activation import (
     tanhshrink,
 )
 from bptools.functional._attention import (
-    each_once,
     multi_head_attention_forward,
     scaled_dot_product_attention,
 )
@@ -47,7 +46,6 @@ from bptools.functional._detection_loss import (
     focal_loss,
 )
 from bptools.functional._distance import (
-    check_power,
     cosine_similarity,
     pairwise_distance,
 )
@@ -199,7 +197,6 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "celu",
     "channel_shuffle",
-    "check_power",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -216,7 +213,6 @@ __all__ = [
     "dropout1d",
     "dropout2d",
     "dropout3d",
-    "each_once",
     "elu",
     "embedding",
     "embedding_bag",

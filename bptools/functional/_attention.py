@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bptools.functional._checks import check_probability, shape_of
+from bptools.functional._checks import check_probability, each_once, shape_of
 from bptools.functional._dropout import dropout
 from bptools.functional._linear import linear
 from bptools.functional._softmax import softmax
@@ -264,13 +263,6 @@ def multi_head_attention_forward(
     if not batch:
         o, weights = o.squeeze(1), None if weights is None else weights.squeeze(0)
     return o, weights
-
-
-def each_once(f: Callable[[Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """f of each. Where they are one tensor the results are one, too: it shows that they are projected together."""
-    q = f(query)
-    k = q if key is query else f(key)
-    return q, k, k if value is key else f(value)
 
 
 def _check_sequences(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -106,3 +106,15 @@ def rounded(value: float, dtype: torch.dtype) -> float:
 def readable() -> bool:
     """Whether numbers can be looked at: a compiler and a transform have none."""
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def check_power(name: str, p: float) -> None:
+    if not p >= 0:
+        raise ValueError(f"{name}: p must be at least 0, got {p}")
+
+
+def each_once(f: Callable[[Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """f of each. Where they are one tensor the results are one, too: it shows that they are projected together."""
+    q = f(query)
+    k = q if key is query else f(key)
+    return q, k, k if value is key else f(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bptools.functional._checks import broadcast, one_dtype, shape_of
+from bptools.functional._checks import broadcast, check_power, one_dtype, shape_of
 from bptools.ops import distance as _distance
 
 
@@ -26,7 +26,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
         ValueError: if the shapes do not fit.
     """
     x1, x2 = one_dtype(*broadcast("cosine_similarity", x1=x1, x2=x2))
-    if not -x1.dim() <= dim < x1.dim():
+    dims = max(x1.dim(), 1)
+    if not -dims <= dim < dims:
         raise IndexError(f"cosine_similarity: dim must be a dimension of shape {shape_of(x1)}, got {dim}")
     return _distance.cosine_similarity(x1, x2, dim, float(eps))
 
@@ -51,8 +52,3 @@ def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6,
     check_power("pairwise_distance", p)
     broadcast("pairwise_distance", x1=x1, x2=x2)
     return _distance.pairwise_distance(*one_dtype(x1, x2), float(p), float(eps), keepdim)
-
-
-def check_power(name: str, p: float) -> None:
-    if not p >= 0:
-        raise ValueError(f"{name}: p must be at least 0, got {p}")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bptools.functional._checks import broadcast, check_reduction, one_dtype, readable, shape_of
-from bptools.functional._distance import check_power, pairwise_distance
+from bptools.functional._checks import broadcast, check_power, check_reduction, one_dtype, readable, shape_of
+from bptools.functional._distance import pairwise_distance
 from bptools.ops import margin_loss as _margin
 
 

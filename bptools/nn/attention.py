@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bptools import functional
-from bptools.functional._attention import each_once
+from bptools.functional._checks import each_once
 from bptools.nn.dropout import Dropout
 from bptools.nn.linear import Linear
 from bptools.nn.normalization import LayerNorm

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from deviations import DEVIATIONS
+from deviations import ABSENT, DEVIATIONS
 from table import CAPABILITIES, CASES
 
 PAGE = Path(__file__).parents[2] / "SUPPORT.md"
@@ -65,7 +65,8 @@ class SupportMatrix:
 
 def _deviations() -> str:
     listed = [f"- `{d.op}` {d.kind}: {d.reason}" for d in sorted(DEVIATIONS, key=lambda d: (d.op, d.kind))]
-    return TORCH + "\n".join(listed) + "\n"
+    absent = [f"- `{name}`: {reason}" for name, reason in sorted(ABSENT.items())]
+    return TORCH + "\n".join([*listed, "", "Of torch.nn.functional's, these are absent:", "", *absent]) + "\n"
 
 
 def _cell(verdicts: set[str]) -> str:
