@@ -17,6 +17,16 @@ from bptools.functional._linear import linear
 from bptools.functional._loss import cross_entropy, mse_loss
 from bptools.functional._normalization import batch_norm, layer_norm, rms_norm
 from bptools.functional._pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from bptools.functional._recurrent import (
+    gru,
+    gru_cell,
+    lstm,
+    lstm_cell,
+    rnn_relu,
+    rnn_relu_cell,
+    rnn_tanh,
+    rnn_tanh_cell,
+)
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -29,14 +39,22 @@ __all__ = [
     "dropout",
     "embedding",
     "gelu",
+    "gru",
+    "gru_cell",
     "layer_norm",
     "leaky_relu",
     "linear",
     "log_softmax",
+    "lstm",
+    "lstm_cell",
     "max_pool2d",
     "mse_loss",
     "relu",
     "rms_norm",
+    "rnn_relu",
+    "rnn_relu_cell",
+    "rnn_tanh",
+    "rnn_tanh_cell",
     "scaled_dot_product_attention",
     "sigmoid",
     "silu",

@@ -26,9 +26,13 @@ from bptools.nn.linear import Linear
 from bptools.nn.loss import CrossEntropyLoss, MSELoss
 from bptools.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, RMSNorm
 from bptools.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from bptools.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, truncated_bptt
 
 __all__ = [
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm1d",
@@ -41,7 +45,9 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flatten",
+    "GRUCell",
     "Identity",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -55,6 +61,7 @@ __all__ = [
     "ParameterDict",
     "ParameterList",
     "RMSNorm",
+    "RNNCell",
     "ReLU",
     "Sequential",
     "SiLU",
@@ -62,4 +69,5 @@ __all__ = [
     "Softmax",
     "Tanh",
     "Unflatten",
+    "truncated_bptt",
 ]

@@ -92,9 +92,10 @@ def last_rows(order: Order) -> list[tuple[slice, slice]]:
 
 
 def final(states: Tensor, order: Order) -> Tensor:
-    """The state after each step, (r, d) -> that after each sample's last step, (N, d)."""
-    ended = [states[rows] for rows, _ in last_rows(order)]
-    return ended[0] if len(ended) == 1 else torch.cat(ended or [states])
+    """The state after each step, (r, d) -> that after each sample's last step, (N, d), a copy: what keeps it does not
+    keep them all.
+    """
+    return torch.cat([states[rows] for rows, _ in last_rows(order)] or [states])
 
 
 def backwards(order: Order) -> list[tuple[slice, int]]:
@@ -121,7 +122,13 @@ def add_carry(dy: Tensor, carry: Tensor) -> Tensor:
 
 
 def sums(
-    da: Tensor, x: Tensor | None, entered: Tensor | None, w_ih: Tensor | None, like: Tensor, needs, da_h: Tensor | None = None
+    da: Tensor,
+    x: Tensor | None,
+    entered: Tensor | None,
+    w_ih: Tensor | None,
+    like: Tensor,
+    needs,
+    da_h: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """What is a sum over all times: da (r, g), x, what entered each step (r, k), w_ih (g, i)
     -> dx (as like, the gradient of the result, is), dw_ih (g, i), dw_hh (g, k), db_ih and db_hh (g,).
@@ -133,6 +140,11 @@ def sums(
     dw_ih = da.mT @ rows_of(x) if "w_ih" in needs else None
     dw_hh = da_h.mT @ entered if "w_hh" in needs else None
     return dx, dw_ih, dw_hh, da.sum(0) if "b_ih" in needs else None, da_h.sum(0) if "b_hh" in needs else None
+
+
+def wanted(needs, **grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients that are, and None for the others."""
+    return tuple(grad if name in needs else None for name, grad in grads.items())
 
 
 class Initial:

@@ -44,9 +44,7 @@ from bptools.ops._core import EVERY, Kernel, Op
 aten = torch.ops.aten
 
 
-def gru_gates(
-    x: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gru_gates(x: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x (r, 3h): the input's part of the gates, h (r, h): what enters -> r, z, m, q (r, h)."""
     xr, xz, xm = x.chunk(3, -1)
     hr, hz, q = torch.nn.functional.linear(h, w_hh, b_hh).chunk(3, -1)
@@ -96,7 +94,9 @@ def gru_backward(
     entered = time.previous(time.rows_of(y), h0, order)
     r, z, m, q = gru_gates(time.project(x, w_ih, b_ih), entered, w_hh, b_hh)
     through_m = (1 - z) * (1 - m * m)
-    through = torch.stack([through_m * q * r * (1 - r), (entered - m) * z * (1 - z), through_m * r], 1)  # (r, 3, h)
+    through = torch.stack(
+        [through_m * q * r * (1 - r), (entered - m) * z * (1 - z), through_m * r], 1
+    )  # (r, 3, h)
     rows, handed, initial, all_dh, steps = time.rows_of(dy), None, time.Initial(), [], []
     for at, before in time.backwards(order):
         dh = rows[at] if handed is None else time.add_carry(rows[at], handed)
@@ -107,7 +107,7 @@ def gru_backward(
     da_h = time.join(steps, not reverse)
     da = torch.cat([da_h[:, : 2 * z.shape[1]], time.join(all_dh, not reverse) * through_m], 1)
     dx, *parameters = time.sums(da, x, entered, w_ih, dy, needs, da_h)
-    return dx, initial.gradient(), *parameters
+    return dx, initial.gradient() if "h0" in needs else None, *parameters
 
 
 # The kernel keeps its gates side by side, (r, 4h): m r z q. So the input's part is of the first three, and the
@@ -164,7 +164,7 @@ def _kernel_backward(dy, x, h0, w_ih, w_hh, b_ih, b_hh, y, kept, batch_sizes, re
     dx, dw_ih, dw_hh, db_ih, db_hh = time.sums(
         da[:, : 3 * size], x, entered, _m_first(w_ih), dy, needs, da[:, size:]
     )
-    return dx, dh0, _m_last(dw_ih), dw_hh, _m_last(db_ih), db_hh
+    return dx, dh0 if "h0" in needs else None, _m_last(dw_ih), dw_hh, _m_last(db_ih), db_hh
 
 
 gru = Op(
@@ -174,4 +174,37 @@ gru = Op(
     grads="x h0 w_ih w_hh b_ih b_hh",
     kernel=Kernel(_kernel_forward, _kernel_backward, time.kernel_usable),
     autocast={"cuda": "lower"},
+)
+
+
+# The same, keeping nothing but its arguments -----------------------------------------------------------------
+
+
+def gru_again_forward(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse):
+    """As `gru_forward`, y alone."""
+    return gru_forward(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse)[0]
+
+
+def gru_again_backward(dy, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, needs=EVERY):
+    """As `gru_backward`, but y is computed again."""
+    y, kept = gru_forward(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse)
+    return gru_backward(dy, x, h0, w_ih, w_hh, b_ih, b_hh, y, kept, batch_sizes, reverse, needs)
+
+
+def _again_kernel_forward(*args):
+    return _kernel_forward(*args)[0]
+
+
+def _again_kernel_backward(dy, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, needs):
+    y, kept = _kernel_forward(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse)
+    return _kernel_backward(dy, x, h0, w_ih, w_hh, b_ih, b_hh, y, kept, batch_sizes, reverse, needs)
+
+
+gru_again = Op(
+    gru_again_forward,
+    gru_again_backward,
+    outputs="y",
+    grads="x h0 w_ih w_hh b_ih b_hh",
+    kernel=Kernel(_again_kernel_forward, _again_kernel_backward, time.kernel_usable),
+    autocast=gru.autocast,
 )

@@ -131,7 +131,7 @@ def lstm_backward(
     dw_hr = None
     if "w_hr" in needs and w_hr is not None:
         dw_hr = time.join(all_dh, not reverse).mT @ (o * tanh_c)
-    return dx, first.gradient(), first_c.gradient(), *parameters, dw_hr
+    return dx, *time.wanted(needs, h0=first.gradient(), c0=first_c.gradient()), *parameters, dw_hr
 
 
 def _onednn(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse) -> bool:
@@ -142,6 +142,7 @@ def _onednn(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse) -> bo
         and batch_sizes is None
         and w_hr is None
         and (b_ih is None) == (b_hh is None)
+        and x.shape[0] > 1  # one step is a cell
         and x.numel() > 0
         and torch._C._get_mkldnn_enabled()
         and torch.backends.mkldnn.is_available()
@@ -164,7 +165,10 @@ def _onednn_constants(h0: Tensor, c0: Tensor, b_ih: Tensor | None) -> dict[str, 
 
 def _onednn_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, reverse):
     constants = _onednn_constants(h0, c0, b_ih)
-    tensors = [t.detach().contiguous() for t in (x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_hh if b_hh is None else b_hh, h0, c0)]
+    tensors = [
+        t.detach().contiguous()
+        for t in (x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_hh if b_hh is None else b_hh, h0, c0)
+    ]
     with torch.enable_grad():  # or it would keep nothing for the backward pass
         y, _, cn, kept = aten.mkldnn_rnn_layer(*tensors, reverse=reverse, **constants)
     return y, cn, kept
@@ -172,12 +176,15 @@ def _onednn_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, reverse):
 
 def _onednn_backward(dy, dcn, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, cn, kept, reverse, needs):
     hn = y[0] if reverse else y[-1]
-    tensors = [t.contiguous() for t in (x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_hh if b_hh is None else b_hh, h0, c0, y, hn, cn)]
+    tensors = [
+        t.contiguous()
+        for t in (x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_hh if b_hh is None else b_hh, h0, c0, y, hn, cn)
+    ]
     dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0 = aten.mkldnn_rnn_layer_backward(
         *tensors, dy, None, dcn, reverse=reverse, workspace=kept, **_onednn_constants(h0, c0, b_ih)
     )
-    biases = (None, None) if b_ih is None else (db_ih, db_hh)
-    return dx, dh0, dc0, dw_ih, dw_hh, *biases, None
+    grads = {"x": dx, "h0": dh0, "c0": dc0, "w_ih": dw_ih, "w_hh": dw_hh, "b_ih": db_ih, "b_hh": db_hh, "w_hr": None}
+    return time.wanted(needs if b_ih is not None else needs - {"b_ih", "b_hh"}, **grads)
 
 
 def _kernel_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse):
@@ -204,9 +211,7 @@ def _kernel_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, revers
     return time.as_input(y, x), time.final(cells, order).clone(), kept
 
 
-def _kernel_backward(
-    dy, dcn, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, y, cn, kept, batch_sizes, reverse, needs
-):
+def _kernel_backward(dy, dcn, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, y, cn, kept, batch_sizes, reverse, needs):
     if is_legacy_batchedtensor(dy) or is_legacy_batchedtensor(dcn):
         return lstm_backward(
             dy, dcn, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, y, cn, kept, batch_sizes, reverse, needs
@@ -244,14 +249,48 @@ def _kernel_backward(
     entered = time.previous(time.rows_of(y), h0, order) if "w_hh" in needs else None
     dx, *parameters = time.sums(da, x, entered, w_ih, dy, needs)
     dw_hr = dh.mT @ tanh_c.mul_(o) if "w_hr" in needs and w_hr is not None else None
-    return dx, dh0, dc0, *parameters, dw_hr
+    return dx, *time.wanted(needs, h0=dh0, c0=dc0), *parameters, dw_hr
 
 
-lstm = Op(
-    lstm_forward,
-    lstm_backward,
-    outputs="y cn kept",
-    grads="x h0 c0 w_ih w_hh b_ih b_hh w_hr",
-    kernel=Kernel(_kernel_forward, _kernel_backward, time.kernel_usable),
-    autocast={"cpu": "lower", "cuda": "lower"},
+_GRADS = "x h0 c0 w_ih w_hh b_ih b_hh w_hr"
+_KERNEL = Kernel(_kernel_forward, _kernel_backward, time.kernel_usable)
+_LOWER, _WIDE = {"cpu": "lower", "cuda": "lower"}, {"cuda": "lower"}
+
+lstm = Op(lstm_forward, lstm_backward, outputs="y cn kept", grads=_GRADS, kernel=_KERNEL, autocast=_LOWER)
+# Under autocast on the CPU, torch lowers what oneDNN computes, and leaves packed sequences and cells in float32.
+wide_lstm = Op(lstm_forward, lstm_backward, outputs="y cn kept", grads=_GRADS, kernel=_KERNEL, autocast=_WIDE)
+
+
+# The same, keeping nothing but its arguments -----------------------------------------------------------------
+
+
+def lstm_again_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse):
+    """As `lstm_forward`, y and cn."""
+    return lstm_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse)[:2]
+
+
+def lstm_again_backward(dy, dcn, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, needs=EVERY):
+    """As `lstm_backward`, but y is computed again."""
+    arguments = x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr
+    results = lstm_forward(*arguments, batch_sizes, reverse)
+    return lstm_backward(dy, dcn, *arguments, *results, batch_sizes, reverse, needs)
+
+
+def _again_kernel_forward(*args):
+    return _kernel_forward(*args)[:2]
+
+
+def _again_kernel_backward(dy, dcn, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, needs):
+    arguments = x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr
+    results = _kernel_forward(*arguments, batch_sizes, reverse)
+    return _kernel_backward(dy, dcn, *arguments, *results, batch_sizes, reverse, needs)
+
+
+_AGAIN = Kernel(_again_kernel_forward, _again_kernel_backward, time.kernel_usable)
+
+lstm_again = Op(
+    lstm_again_forward, lstm_again_backward, outputs="y cn", grads=_GRADS, kernel=_AGAIN, autocast=_LOWER
+)
+wide_lstm_again = Op(
+    lstm_again_forward, lstm_again_backward, outputs="y cn", grads=_GRADS, kernel=_AGAIN, autocast=_WIDE
 )

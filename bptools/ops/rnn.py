@@ -84,7 +84,7 @@ def rnn_backward(
     da = time.join(steps, not reverse)
     entered = time.previous(y, h0, order) if "w_hh" in needs else None
     dx, *parameters = time.sums(da, x, entered, w_ih, dy, needs)
-    return dx, initial.gradient(), *parameters
+    return dx, initial.gradient() if "h0" in needs else None, *parameters
 
 
 def _kernel_forward(x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, batch_sizes, reverse):
@@ -111,7 +111,7 @@ def _kernel_backward(dy, x, h0, w_ih, w_hh, y, nonlinearity, batch_sizes, revers
             target.addmm_(now[part], w_hh)
     entered = time.previous(y, h0, order) if "w_hh" in needs else None
     dx, *parameters = time.sums(da, x, entered, w_ih, dy, needs)
-    return dx, dh0, *parameters
+    return dx, dh0 if "h0" in needs else None, *parameters
 
 
 rnn = Op(
@@ -129,13 +129,26 @@ rnn = Op(
 
 
 def rnn_again_forward(x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, batch_sizes, reverse):
-    """`rnn_forward`."""
+    """As `rnn_forward`."""
     return rnn_forward(x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, batch_sizes, reverse)
 
 
-def rnn_again_backward(
-    dy, x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, batch_sizes, reverse, needs=EVERY
-):
-    """`rnn_backward`, with y computed again."""
+def rnn_again_backward(dy, x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, batch_sizes, reverse, needs=EVERY):
+    """As `rnn_backward`, but y is computed again."""
     y = rnn_forward(x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, batch_sizes, reverse)
     return rnn_backward(dy, x, h0, w_ih, w_hh, y, nonlinearity, batch_sizes, reverse, needs)
+
+
+def _again_kernel_backward(dy, x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, batch_sizes, reverse, needs):
+    y = _kernel_forward(x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, batch_sizes, reverse)
+    return _kernel_backward(dy, x, h0, w_ih, w_hh, y, nonlinearity, batch_sizes, reverse, needs)
+
+
+rnn_again = Op(
+    rnn_again_forward,
+    rnn_again_backward,
+    outputs="y",
+    grads="x h0 w_ih w_hh b_ih b_hh",
+    kernel=Kernel(_kernel_forward, _again_kernel_backward, time.kernel_usable),
+    autocast=rnn.autocast,
+)
