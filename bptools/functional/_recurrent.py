@@ -26,8 +26,8 @@ class _Kind:
     Attributes:
         gates: how many times hidden_size the rows of its weights are.
         states: the names of what it carries from step to step.
-        layer: (x, states, weights, batch_sizes, reverse, again) -> y, final states; with `again` it keeps nothing but its
-            arguments for the backward pass.
+        layer: (x, states, weights, batch_sizes, reverse, again) -> y, final states; with `again` it keeps
+            nothing but its arguments for the backward pass.
     """
 
     gates: int
@@ -86,14 +86,15 @@ def rnn_tanh(
     batch_sizes: Tensor | Sequence[int] | None = None,
     checkpoint_every: int | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The simple recurrent network, `h = tanh(Wx x + bx + Wh h + bh)`, of several layers and one or two directions.
+    """The simple recurrent network, `h = tanh(Wx x + bx + Wh h + bh)`: layers, in one or two directions.
 
     The arguments are those of `torch.rnn_tanh`, except that a packed sequence is told by a keyword.
 
     Args:
         input: (t, n, i); (n, t, i) if batch_first; (r, i) if batch_sizes is given.
         hx: the initial state (layers * directions, n, h).
-        params: for each layer, and in it each direction: weights (h, i) and (h, h) and, if has_biases, two biases (h,).
+        params: for each layer, and in it each direction: weights (h, i) and (h, h) and, if has_biases, two
+            biases (h,).
         has_biases: whether params has biases.
         num_layers: how many layers; each reads the result of the one below.
         dropout: the probability of zero in what a layer reads from the one below.
@@ -101,9 +102,9 @@ def rnn_tanh(
         bidirectional: whether each layer also runs from the last time to the first, with weights of its own.
         batch_first: whether input and the result are (n, t, ·).
         batch_sizes: of a packed sequence, see `torch.nn.utils.rnn.PackedSequence`: how many samples each time has.
-        checkpoint_every: None: for each layer the result is kept for the backward pass, and what speeds it up. k: only every
-            k-th state is, and the steps from it are computed again. "sqrt": with k = √t, of which the memory is the
-            least, O(√t) instead of O(t).
+        checkpoint_every: None: for each layer the result is kept for the backward pass, and what speeds it up.
+            k: only every k-th state is, and the steps from it are computed again. "sqrt": with k = √t, of which
+            the memory is the least, O(√t) instead of O(t).
 
     Returns:
         The last layer's result (t, n, directions * h), and the final state (layers * directions, n, h).
@@ -208,10 +209,10 @@ def lstm(
 
     Args:
         input: (t, n, i); (n, t, i) if batch_first; (r, i) if batch_sizes is given.
-        hx: the initial hidden state (layers * directions, n, p) and cell (layers * directions, n, h). If p is not h, it is a
-            projection, and each layer and direction has a last weight (p, h).
-        params: for each layer, and in it each direction: weights (4h, i) and (4h, p), if has_biases two biases (4h,), and if
-            there is a projection its weight (p, h).
+        hx: the initial hidden state (layers * directions, n, p) and cell (layers * directions, n, h). If p is
+            not h, it is a projection, and each layer and direction has a last weight (p, h).
+        params: for each layer, and in it each direction: weights (4h, i) and (4h, p), if has_biases two biases
+            (4h,), and if there is a projection its weight (p, h).
         has_biases: see `rnn_tanh`, as for the other arguments.
         num_layers: how many layers.
         dropout: between layers.
@@ -402,7 +403,8 @@ def _check_sequence(
         raise ValueError(f"{name}: batch_sizes must be integers, one for each time, got {sizes}")
     if any(n < 1 for n in sizes) or list(sizes) != sorted(sizes, reverse=True) or sum(sizes) != input.shape[0]:
         raise ValueError(
-            f"{name}: batch_sizes must be positive, not grow, and sum to the {input.shape[0]} rows of input, got {sizes}"
+            f"{name}: batch_sizes must be at least 1, not grow, and sum to the {input.shape[0]} rows of input, "
+            f"got {sizes}"
         )
     return sizes
 

@@ -1,6 +1,7 @@
-"""Recurrent networks: (t, n, input_size) -> (t, n, directions * hidden_size), and the final state; and their cells.
+"""Recurrent networks, (t, n, input_size) -> (t, n, directions * hidden_size) and the final state; their cells.
 
-Input may be (n, t, ·) with batch_first, (t, ·) without a batch, or a `PackedSequence` of sequences of unequal lengths.
+Input may be (n, t, ·) with batch_first, (t, ·) without a batch, or a `PackedSequence` of sequences of unequal
+lengths.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class _Recurrent:
     """The forward of the recurrent networks; their constructor and parameters are torch's.
 
     Attributes:
-        checkpoint_every: set it to have less memory kept for the backward pass. None: the results of all steps are kept. k: every
-            k-th state is, and the steps from it are computed again. "sqrt": k = √t. Gradients stay exact; it costs one more
-            forward pass.
+        checkpoint_every: set it to have less memory kept for the backward pass. None: the results of all steps
+            are kept. k: every k-th state is, and the steps from it are computed again. "sqrt": k = √t.
+            Gradients stay exact; it costs one more forward pass.
     """
 
     checkpoint_every: int | str | None = None
@@ -165,21 +166,22 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
 def truncated_bptt(
     module: torch.nn.Module, input: Tensor, hx: Any = None, *, chunk: int, window: int | None = None
 ) -> Iterator[tuple[Tensor, Any]]:
-    """Run a recurrent module over a long sequence, chunk by chunk, with gradients that reach back so far and no farther.
+    """Run a recurrent module over a long sequence, chunk by chunk; gradients reach back so far and no farther.
 
-    Truncated backpropagation through time. The state is carried from chunk to chunk without its history, so memory does
-    not grow with the sequence: call `backward` on each chunk before asking for the next.
+    Truncated backpropagation through time. The state is carried from chunk to chunk without its history, so
+    memory does not grow with the sequence: call `backward` on each chunk before asking for the next.
 
         for (y, state), wanted in zip(truncated_bptt(lstm, x, chunk=20), target.split(20)):
             loss_of(head(y), wanted).backward()
 
-    Gradients are those of a loop that detaches the state by hand. With a window longer than a chunk, the gradient of every
-    chunk reaches back over `window` steps (BPTT(window; chunk) of Williams and Peng), which costs window / chunk times
-    the forward passes: the steps from the state `window` steps back are run again, with the weights as they are by then.
+    Gradients are those of a loop that detaches the state by hand. With a window longer than a chunk, the
+    gradient of every chunk reaches back over `window` steps (BPTT(window; chunk) of Williams and Peng), which
+    costs window / chunk times the forward passes: the steps from the state `window` steps back are run again,
+    with the weights as they are by then.
 
     Args:
-        module: a recurrent module of bptools.nn or torch.nn, or any with `module(input, hx) -> (output, hx)`; if it has an
-            attribute `batch_first` that is True, time is the second dimension of a batch.
+        module: a recurrent module of bptools.nn or torch.nn, or any with `module(input, hx) -> (output, hx)`;
+            if it has an attribute `batch_first` that is True, time is the second dimension of a batch.
         input: (t, n, i); (n, t, i) for batch_first; or (t, i) without a batch.
         hx: the initial state, as the module takes it. It keeps its history: gradients of the first chunk reach it.
         chunk: how many steps there are from one loss to the next; the last chunk may be shorter.

@@ -1,8 +1,8 @@
 """Time, for the ops that recur: which rows belong to which step, and what one step hands to the next.
 
-All steps of all samples are rows of one matrix, (r, ·), those of time 0 first. A batch of equal lengths, (t, n, ·),
-is such a matrix already. In a packed sequence the samples are sorted by length, and time t has the rows of the
-batch_sizes[t] samples that are that long; nothing is computed for padding.
+All steps of all samples are rows of one matrix, (r, ·), those of time 0 first. A batch of equal lengths, (t, n,
+·), is such a matrix already. In a packed sequence the samples are sorted by length, and time t has the rows of
+the batch_sizes[t] samples that are that long; nothing is computed for padding.
 
 The order of the steps is the order in which they are computed: in reverse, from the last time to the first. Going
 through it, the samples that have ended leave (forward), and those that begin later join with their initial
@@ -41,20 +41,25 @@ def samples(order: Order) -> int:
 
 def rows_of(x: Tensor) -> Tensor:
     """(t, n, d) or (r, d) -> (r, d)."""
-    return x.flatten(0, 1) if x.dim() == 3 else x
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2]) if x.dim() == 3 else x
 
 
 def as_input(rows: Tensor, x: Tensor) -> Tensor:
     """rows (r, d) -> (t, n, d) if x is (t, n, ·)."""
-    return rows.unflatten(0, x.shape[:2]) if x.dim() == 3 else rows
+    return rows.reshape(x.shape[0], x.shape[1], rows.shape[1]) if x.dim() == 3 else rows
 
 
 def project(x: Tensor, w_ih: Tensor, *biases: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """x (t, n, i) or (r, i), w_ih (g, i), biases (g,) -> x Wxᵀ + their sum (r, g), for all times in one product."""
+    """x (t, n, i) or (r, i), w_ih (g, i), biases (g,) -> x Wxᵀ + their sum, (r, g), for all times at once."""
     given = [b for b in biases if b is not None]
     if not given:
         return torch.mm(rows_of(x), w_ih.mT, out=out)
     return torch.addmm(sum(given[1:], given[0]), rows_of(x), w_ih.mT, out=out)
+
+
+def side_by_side(t: Tensor) -> Tensor:
+    """(n, g, h) -> (n, g h)."""
+    return t.reshape(t.shape[0], t.shape[1] * t.shape[2])
 
 
 def join(steps: list[Tensor], reverse: bool) -> Tensor:
@@ -92,8 +97,8 @@ def last_rows(order: Order) -> list[tuple[slice, slice]]:
 
 
 def final(states: Tensor, order: Order) -> Tensor:
-    """The state after each step, (r, d) -> that after each sample's last step, (N, d), a copy: what keeps it does not
-    keep them all.
+    """The state after each step, (r, d) -> that after each sample's last step, (N, d), a copy: what keeps it
+    does not keep them all.
     """
     return torch.cat([states[rows] for rows, _ in last_rows(order)] or [states])
 
@@ -178,8 +183,8 @@ def kernel_usable(*args) -> bool:
 
 
 def handed_back(order: Order, i: int, dh: Tensor, dh0: Tensor) -> list[tuple[slice, Tensor]]:
-    """Where the gradient of what enters the i-th step goes: for some of its samples the rows of the step before, in
-    dh (r, d); for those that begin with it, rows of dh0 (N, d). To be added to.
+    """Where the gradient of what enters the i-th step goes: for some of its samples the rows of the step
+    before, in dh (r, d); for those that begin with it, rows of dh0 (N, d). To be added to.
     """
     n = width(order[i])
     if i == 0:

@@ -7,8 +7,8 @@ state (torch's n). The rows of the weights and biases are those of r, z and m, i
     z[t] = σ(Wxz x[t] + bxz + Whz h[t-1] + bhz)          m[t] = tanh(Wxm x[t] + bxm + r[t] ⊙ q[t])
     h[t] = (1 - z[t]) ⊙ m[t] + z[t] ⊙ h[t-1]             y = h
 
-Let dh[t] be the whole gradient of h[t], and da, db, dc, dq those of what σ, σ, tanh are taken of, and of q. With σ' = σ (1 - σ)
-and tanh' = 1 - tanh², each is dh times a factor that the forward pass has already settled:
+Let dh[t] be the whole gradient of h[t], and da, db, dc, dq those of what σ, σ, tanh are taken of, and of q.
+With σ' = σ (1 - σ) and tanh' = 1 - tanh², each is dh times a factor that the forward pass has already settled:
 
     dc = dh (1 - z) (1 - m²)            through m
     da = dc q r (1 - r)                 through r
@@ -17,19 +17,20 @@ and tanh' = 1 - tanh², each is dh times a factor that the forward pass has alre
 
     dh[t-1] = dy[t-1] + dh[t] z[t] + [da db dq] Wh
 
-so the loop multiplies by factors that are computed for all times at once, and by Wh. After it, sums over all times:
+so the loop multiplies by factors that are computed for all times at once, and by Wh. After it, sums over all
+times:
 
     dx = [da db dc] Wx          dWx = Σ [da db dc] x             dbx = Σ [da db dc]
     dh0 = dh[-1]                dWh = Σ [da db dq] h[t-1]        dbh = Σ [da db dq]
 
-The direct way dh[t] z[t] is what the gates are for: where z is near 1, a gradient passes through a step as it is, while the
-Jacobian of a plain recurrence makes it vanish or explode (see rnn.py).
+The direct way dh[t] z[t] is what the gates are for: where z is near 1, a gradient passes through a step as it
+is, while the Jacobian of a plain recurrence makes it vanish or explode (see rnn.py).
 
-x and the result are kept, and no gate: since y holds every h[t-1], the backward pass has all gates of all times again by
-two matrix products. The kernel is for speed, and keeps r, z, m and q.
+x and the result are kept, and no gate: since y holds every h[t-1], the backward pass has all gates of all times
+again by two matrix products. The kernel is for speed, and keeps r, z, m and q.
 
-Sources: Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine translation",
-arXiv 1406.1078; r applied to q, after the product, is Nvidia's variant, which torch took over.
+Sources: Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine
+translation", arXiv 1406.1078; r applied to q, after the product, is Nvidia's variant, which torch took over.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def gru_forward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """x (t, n, i), or (r, i) with batch_sizes, h0 (n, h), w_ih (3h, i), w_hh (3h, h), b_ih, b_hh (3h,)
-    -> y (t, n, h) or (r, h); and what the kernel keeps, here nothing. In reverse, time runs from the last to the first.
+    -> y (t, n, h) or (r, h); and what the kernel keeps, here nothing. In reverse, time runs from the last to
+    the first.
     """
     a = time.project(x, w_ih, b_ih)
     h, steps = h0, []
@@ -89,7 +91,9 @@ def gru_backward(
     reverse: bool,
     needs=EVERY,
 ) -> tuple[Tensor | None, ...]:
-    """dy, y (t, n, h) or (r, h), the rest as in the forward -> dx (t, n, i) or (r, i), dh0, dw_ih, dw_hh, db_ih, db_hh."""
+    """dy, y (t, n, h) or (r, h), the rest as in the forward
+    -> dx (t, n, i) or (r, i), dh0 (n, h), dw_ih (3h, i), dw_hh (3h, h), db_ih, db_hh (3h,).
+    """
     order = time.order_of(x, batch_sizes, reverse)
     entered = time.previous(time.rows_of(y), h0, order)
     r, z, m, q = gru_gates(time.project(x, w_ih, b_ih), entered, w_hh, b_hh)
@@ -100,7 +104,7 @@ def gru_backward(
     rows, handed, initial, all_dh, steps = time.rows_of(dy), None, time.Initial(), [], []
     for at, before in time.backwards(order):
         dh = rows[at] if handed is None else time.add_carry(rows[at], handed)
-        da_h = (dh.unsqueeze(1) * through[at]).flatten(1)  # (n, 3h): r, z, q
+        da_h = time.side_by_side(dh.unsqueeze(1) * through[at])  # (n, 3h): r, z, q
         all_dh.append(dh)
         steps.append(da_h)
         handed = initial.split(dh * z[at] + da_h @ w_hh, before)

@@ -1,8 +1,8 @@
 """Long short-term memory, one layer in one direction, and backpropagation through time.
 
-Index legend: `t` time, `n` samples, `i` input features, `h` features of the cell, `p` features of the hidden state: those of
-the cell, or fewer with a projection. Gates: i input, f forget, g new content, o output; the rows of the weights and biases
-are theirs, in this order. ⊙ is elementwise.
+Index legend: `t` time, `n` samples, `i` input features, `h` features of the cell, `p` features of the hidden
+state: those of the cell, or fewer with a projection. Gates: i input, f forget, g new content, o output; the
+rows of the weights and biases are theirs, in this order. ⊙ is elementwise.
 
     [a_i a_f a_g a_o][t] = Wx x[t] + bx + Wh h[t-1] + bh
     i, f, o = σ(a_i), σ(a_f), σ(a_o)          g = tanh(a_g)
@@ -14,8 +14,9 @@ time to the first, with dm = dh Wr, or dh,
     dh[t] = dy[t] + da[t+1] Wh                                dc[t] = dc[t+1] f[t+1] + dm[t] o (1 - tanh² c)
     da_i = dc g i (1 - i)      da_f = dc c[t-1] f (1 - f)     da_g = dc i (1 - g²)      da_o = dm tanh(c) o (1 - o)
 
-where dc begins with dcn, the gradient of a sample's last cell. What multiplies dc and dm has been settled by the forward
-pass, so the loop multiplies by factors that are computed for all times at once, and by Wh. After it,
+where dc begins with dcn, the gradient of a sample's last cell. What multiplies dc and dm has been settled by
+the forward pass, so the loop multiplies by factors that are computed for all times at once, and by Wh. After
+it,
 
     dx = da Wx       dWx = Σ_t,n da x       dWh = Σ_t,n da h[t-1]       dbx = dbh = Σ_t,n da       dWr = Σ_t,n dh m
     dh0 = da[0] Wh   dc0 = dc[0] f[0]
@@ -23,13 +24,13 @@ pass, so the loop multiplies by factors that are computed for all times at once,
 Through k steps dc is multiplied by k forget gates and by no matrix: near 1 they carry a gradient over many steps,
 where the Jacobians of a plain recurrence make it vanish or explode (see rnn.py).
 
-x and the result are kept, and neither gates nor cells: since y holds every h[t-1], the backward pass has all gates of all
-times again by two matrix products, and the cells by adding up. The kernels are for speed. They keep gates and cells, or
-what oneDNN keeps.
+x and the result are kept, and neither gates nor cells: since y holds every h[t-1], the backward pass has all
+gates of all times again by two matrix products, and the cells by adding up. The kernels are for speed. They
+keep gates and cells, or what oneDNN keeps.
 
 Sources: Hochreiter and Schmidhuber, "Long short-term memory", 1997; Gers, Schmidhuber and Cummins, "Learning to
-forget", 2000; Sak, Senior and Beaufays, arXiv 1402.1128 (the projection); Graves and Schmidhuber, "Framewise phoneme
-classification with bidirectional LSTM", 2005 (the whole gradient).
+forget", 2000; Sak, Senior and Beaufays, arXiv 1402.1128 (the projection); Graves and Schmidhuber, "Framewise
+phoneme classification with bidirectional LSTM", 2005 (the whole gradient).
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def lstm_forward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x (t, n, i), or (r, i) with batch_sizes, h0 (n, p), c0 (n, h), w_ih (4h, i), w_hh (4h, p), b_ih, b_hh (4h,),
-    w_hr (p, h) -> y (t, n, p) or (r, p); cn (n, h), the last cells; and what a kernel keeps, here nothing. In reverse,
-    time runs from the last to the first.
+    w_hr (p, h) -> y (t, n, p) or (r, p); cn (n, h), the last cells; and what a kernel keeps, here nothing. In
+    reverse, time runs from the last to the first.
     """
     order = time.order_of(x, batch_sizes, reverse)
     a = time.project(x, w_ih, b_ih, b_hh)
@@ -100,7 +101,8 @@ def lstm_backward(
     needs=EVERY,
 ) -> tuple[Tensor | None, ...]:
     """dy, y (t, n, p) or (r, p), dcn, cn (n, h), the rest as in the forward
-    -> dx (t, n, i) or (r, i), dh0 (n, p), dc0 (n, h), dw_ih (4h, i), dw_hh (4h, p), db_ih, db_hh (4h,), dw_hr (p, h).
+    -> dx (t, n, i) or (r, i), dh0 (n, p), dc0 (n, h), dw_ih (4h, i), dw_hh (4h, p), db_ih and db_hh (4h,),
+    dw_hr (p, h).
     """
     order = time.order_of(x, batch_sizes, reverse)
     entered = time.previous(time.rows_of(y), h0, order)
@@ -121,7 +123,8 @@ def lstm_backward(
         dh = rows[at] if handed is None else time.add_carry(rows[at], handed)
         dm = dh if w_hr is None else dh @ w_hr
         dc = time.widen(handed_c, dcn[: time.width(at)]) + dm * into_c[at]
-        da = torch.cat([(dc.unsqueeze(1) * through_c[at]).flatten(1), dm * through_o[at]], 1)  # (n, 4h)
+        through_gates = time.side_by_side(dc.unsqueeze(1) * through_c[at]), dm * through_o[at]
+        da = torch.cat(through_gates, 1)  # (n, 4h)
         steps.append(da)
         all_dh.append(dh)
         handed = first.split(da @ w_hh, before)
@@ -135,7 +138,7 @@ def lstm_backward(
 
 
 def _onednn(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse) -> bool:
-    """Whether torch would hand this to oneDNN, which computes a whole layer: float32 on the CPU, of equal lengths."""
+    """Whether torch would hand this to oneDNN, which computes a whole layer: float32 on the CPU, equal lengths."""
     return (
         x.device.type == "cpu"
         and x.dtype is torch.float32
@@ -149,11 +152,12 @@ def _onednn(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse) -> bo
     )
 
 
-def _onednn_constants(h0: Tensor, c0: Tensor, b_ih: Tensor | None) -> dict[str, object]:
+def _onednn_constants(h0: Tensor, b_ih: Tensor | None, reverse: bool) -> dict[str, object]:
     lstm = 2  # its number for this recurrence
     return {
+        "reverse": reverse,
         "mode": lstm,
-        "hidden_size": c0.shape[1],
+        "hidden_size": h0.shape[1],
         "num_layers": 1,
         "has_biases": b_ih is not None,
         "bidirectional": False,
@@ -163,28 +167,27 @@ def _onednn_constants(h0: Tensor, c0: Tensor, b_ih: Tensor | None) -> dict[str, 
     }
 
 
+def _onednn_tensors(x, h0, c0, w_ih, w_hh, b_ih, b_hh) -> list[Tensor]:
+    biases = (w_ih, w_hh) if b_ih is None else (b_ih, b_hh)  # it wants some, even if has_biases is False
+    return [t.detach().contiguous() for t in (x, w_ih, w_hh, *biases, h0, c0)]
+
+
 def _onednn_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, reverse):
-    constants = _onednn_constants(h0, c0, b_ih)
-    tensors = [
-        t.detach().contiguous()
-        for t in (x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_hh if b_hh is None else b_hh, h0, c0)
-    ]
+    tensors = _onednn_tensors(x, h0, c0, w_ih, w_hh, b_ih, b_hh)
     with torch.enable_grad():  # or it would keep nothing for the backward pass
-        y, _, cn, kept = aten.mkldnn_rnn_layer(*tensors, reverse=reverse, **constants)
+        y, _, cn, kept = aten.mkldnn_rnn_layer(*tensors, **_onednn_constants(h0, b_ih, reverse))
     return y, cn, kept
 
 
 def _onednn_backward(dy, dcn, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, cn, kept, reverse, needs):
-    hn = y[0] if reverse else y[-1]
-    tensors = [
-        t.contiguous()
-        for t in (x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_hh if b_hh is None else b_hh, h0, c0, y, hn, cn)
-    ]
+    tensors = _onednn_tensors(x, h0, c0, w_ih, w_hh, b_ih, b_hh)
+    results, gradients = (y, y[0] if reverse else y[-1], cn), (dy, None, dcn)
     dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0 = aten.mkldnn_rnn_layer_backward(
-        *tensors, dy, None, dcn, reverse=reverse, workspace=kept, **_onednn_constants(h0, c0, b_ih)
+        *tensors, *results, *gradients, workspace=kept, **_onednn_constants(h0, b_ih, reverse)
     )
-    grads = {"x": dx, "h0": dh0, "c0": dc0, "w_ih": dw_ih, "w_hh": dw_hh, "b_ih": db_ih, "b_hh": db_hh, "w_hr": None}
-    return time.wanted(needs if b_ih is not None else needs - {"b_ih", "b_hh"}, **grads)
+    learns = needs if b_ih is not None else needs - {"b_ih", "b_hh"}
+    grads = {"h0": dh0, "c0": dc0, "w_ih": dw_ih, "w_hh": dw_hh, "b_ih": db_ih, "b_hh": db_hh, "w_hr": None}
+    return time.wanted(learns, x=dx, **grads)
 
 
 def _kernel_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse):

@@ -5,23 +5,26 @@ Index legend: `t` time, `n` samples, `i` input features, `h` and `k` hidden feat
     a[t,n,h] = Σ_i x[t,n,i] Wx[h,i] + bx[h] + Σ_k y[t-1,n,k] Wh[h,k] + bh[h]        y[t] = φ(a[t]),  y[-1] = h0
 
 The same weights act at every time, so the layer is a deep network with shared weights, as deep as the sequence is
-long: *unrolled* in time, it is differentiated as any other. Let dh[t] be the whole gradient of y[t]: what reaches it
-from outside, dy[t], and through the next step. From the last time to the first,
+long: *unrolled* in time, it is differentiated as any other. Let dh[t] be the whole gradient of y[t]: what
+reaches it from outside, dy[t], and through the next step. From the last time to the first,
 
     dh[t] = dy[t] + da[t+1] Wh                      dh[t] = dy[t] at the last time
     da[t] = dh[t] φ'(a[t])                          φ' = 1 - y² for tanh, [y > 0] for ReLU
 
-This loop is all that must go step by step. Everything else is a sum over all times at once, as in any linear layer:
+This loop is all that must go step by step. Everything else is a sum over all times at once, as in any linear
+layer:
 
-    dx = da Wx          dWx = Σ_t,n da x          dWh = Σ_t,n da y[t-1]          dbx = dbh = Σ_t,n da          dh0 = da[0] Wh
+    dx = da Wx          dWx = Σ_t,n da x          dWh = Σ_t,n da y[t-1]          dbx = dbh = Σ_t,n da
+    dh0 = da[0] Wh
 
-Through k steps a gradient is multiplied by k Jacobians diag(φ') Wh: if their largest singular values stay below 1 it
-vanishes, like the power of a small number, and it may explode if they are above (Pascanu et al.).
+Through k steps a gradient is multiplied by k Jacobians diag(φ') Wh: if their largest singular values stay below
+1 it vanishes, like the power of a small number, and it may explode if they are above (Pascanu et al.).
 
 φ' is read off y, so beside x and the result itself nothing is kept; a is forgotten.
 
-Sources: Elman, "Finding structure in time", 1990; Werbos, "Backpropagation through time: what it does and how to do
-it", 1990; Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", arXiv 1211.5063.
+Sources: Elman, "Finding structure in time", 1990; Werbos, "Backpropagation through time: what it does and how
+to do it", 1990; Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", arXiv
+1211.5063.
 """
 
 from __future__ import annotations
@@ -72,7 +75,9 @@ def rnn_backward(
     reverse: bool,
     needs=EVERY,
 ) -> tuple[Tensor | None, ...]:
-    """dy, y (t, n, h) or (r, h), the rest as in the forward -> dx (t, n, i) or (r, i), dh0, dw_ih, dw_hh, db, db."""
+    """dy, y (t, n, h) or (r, h), the rest as in the forward
+    -> dx (t, n, i) or (r, i), dh0 (n, h), dw_ih (h, i), dw_hh (h, h), db_ih, db_hh (h,).
+    """
     order = time.order_of(dy, batch_sizes, reverse)
     rows, y = time.rows_of(dy), time.rows_of(y)
     handed, initial, steps = None, time.Initial(), []

@@ -109,7 +109,8 @@ def test_packed_sequences_come_out_as_they_went_in():
         y, _ = layer(x)
         assert isinstance(y, PackedSequence)
         assert torch.equal(y.batch_sizes, x.batch_sizes)
-        assert (y.sorted_indices is x.sorted_indices) and (y.unsorted_indices is x.unsorted_indices)
+        assert y.sorted_indices is x.sorted_indices
+        assert y.unsorted_indices is x.unsorted_indices
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -287,10 +288,11 @@ def test_truncation_is_detaching_by_hand(kind, batch_first):
     for t in leaves:
         t.grad = None
     found = []
-    for y, after in nn.truncated_bptt(ours, x, hx, chunk=2):
+    for y, state in nn.truncated_bptt(ours, x, hx, chunk=2):
         y.sin().sum().backward()
         found.append(y)
-    found += [*tree_leaves(after), *(t.grad for t in [*leaves, *ours.parameters()])]
+        last = state
+    found += [*tree_leaves(last), *(t.grad for t in [*leaves, *ours.parameters()])]
     torch.testing.assert_close(found, expected)
 
 

@@ -74,7 +74,7 @@ CASES: list[Case] = [
     *[
         Case(name, id, network(name, **how), theirs=theirs(name))
         for name, id, how in (
-            ("lstm", "projection", {"p": 2}),
+            ("lstm", "projection", {"p": 1}),
             ("lstm", "checkpoints", {"packed": True, "both": True, "checkpoint_every": 2}),
             ("gru", "checkpoints", {"checkpoint_every": 1}),
             ("rnn_tanh", "checkpoints", {"packed": True, "checkpoint_every": "sqrt"}),
