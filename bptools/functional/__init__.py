@@ -176,6 +176,24 @@ from bptools.functional._softmax import (
 from bptools.functional._unfold import (
     fold,
     unfold,
+from bptools.functional._activation import gelu, leaky_relu, log_softmax, relu, sigmoid, silu, softmax, tanh
+from bptools.functional._attention import scaled_dot_product_attention
+from bptools.functional._convolution import conv1d, conv2d, conv3d
+from bptools.functional._dropout import dropout
+from bptools.functional._embedding import embedding
+from bptools.functional._linear import linear
+from bptools.functional._loss import cross_entropy, mse_loss
+from bptools.functional._normalization import batch_norm, layer_norm, rms_norm
+from bptools.functional._pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from bptools.functional._recurrent import (
+    gru,
+    gru_cell,
+    lstm,
+    lstm_cell,
+    rnn_relu,
+    rnn_relu_cell,
+    rnn_tanh,
+    rnn_tanh_cell,
 )
 
 __all__ = [
@@ -239,6 +257,8 @@ __all__ = [
     "l1_loss",
     "l1_penalty",
     "l2_penalty",
+    "gru",
+    "gru_cell",
     "layer_norm",
     "leaky_relu",
     "linear",
@@ -251,6 +271,8 @@ __all__ = [
     "lp_pool3d",
     "margin_ranking_loss",
     "max_pool1d",
+    "lstm",
+    "lstm_cell",
     "max_pool2d",
     "max_pool3d",
     "max_unpool1d",
@@ -276,6 +298,10 @@ __all__ = [
     "rms_norm",
     "rotary_embedding",
     "rrelu",
+    "rnn_relu",
+    "rnn_relu_cell",
+    "rnn_tanh",
+    "rnn_tanh_cell",
     "scaled_dot_product_attention",
     "selu",
     "sigmoid",

@@ -187,6 +187,15 @@ from bptools.nn.upsampling import (
     UpsamplingBilinear2d,
     UpsamplingNearest2d,
 )
+from bptools.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
+from bptools.nn.convolution import Conv1d, Conv2d, Conv3d
+from bptools.nn.dropout import Dropout
+from bptools.nn.embedding import Embedding
+from bptools.nn.linear import Linear
+from bptools.nn.loss import CrossEntropyLoss, MSELoss
+from bptools.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, RMSNorm
+from bptools.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from bptools.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, truncated_bptt
 
 __all__ = [
     "CELU",
@@ -196,6 +205,9 @@ __all__ = [
     "GLU",
     "SELU",
     "AdaptiveAvgPool1d",
+    "GRU",
+    "LSTM",
+    "RNN",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
     "AdaptiveMaxPool1d",
@@ -259,6 +271,9 @@ __all__ = [
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
+    "GRUCell",
+    "Identity",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -294,6 +309,7 @@ __all__ = [
     "RMSNorm",
     "RReLU",
     "ReGLU",
+    "RNNCell",
     "ReLU",
     "ReLU6",
     "ReflectionPad1d",
@@ -339,4 +355,5 @@ __all__ = [
     "init",
     "revert",
     "utils",
+    "truncated_bptt",
 ]

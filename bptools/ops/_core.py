@@ -413,29 +413,32 @@ def _set_up(ctx: Any, key: str, tier: str, args: tuple[Any, ...], outputs: tuple
     for name, i in op.shapes:
         rest[name] = args[i].shape
     like = [None if args[i] is None else (args[i].shape, args[i].dtype) for _, i in op.grad_arguments]
-    ctx.remembered = op.key, tier, needs, names, rest, like
+    undefined = [None if d is None else (o.shape, o.dtype) for o, d in zip(outputs, op.douts, strict=True)]
+    ctx.remembered = op.key, tier, needs, names, rest, like, undefined
     if forward_mode:
         saved += [o for o, d in zip(outputs, op.douts, strict=True) if d is not None]
         ctx.save_for_forward(*saved)
     ctx.save_for_backward(*saved)
     if constants := [o for o, d in zip(outputs, op.douts, strict=True) if d is None]:
         ctx.mark_non_differentiable(*constants)
-    if len(op.douts) - op.douts.count(None) == 1 and not torch.compiler.is_compiling():
-        ctx.set_materialize_grads(False)  # of several outputs, one that nobody used has a gradient of zeros
+    if not torch.compiler.is_compiling():
+        ctx.set_materialize_grads(False)  # or there would be zeros for outputs without a gradient, too
 
 
 def _pull_back(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
     """From the gradients of the outputs to those of the inputs, in the order of `apply`'s arguments."""
-    key, tier, needs, names, rest, like = ctx.remembered
+    key, tier, needs, names, rest, like, undefined = ctx.remembered
     op = _OPS[key]
     slots = [None] * (2 + len(op.arguments))
-    named, device = {**rest, **dict(zip(names, ctx.saved_tensors, strict=False))}, None
-    for name, dout in zip(op.douts, douts, strict=True):
-        if name is not None:
-            named[name] = dout
-            device = device or (dout is not None and dout.device.type)
-    if not device:  # nothing downstream used an output
+    named = {**rest, **dict(zip(names, ctx.saved_tensors, strict=False))}
+    some = next((dout for dout in douts if dout is not None), None)
+    if some is None:  # nothing downstream used an output
         return tuple(slots)
+    device = some.device.type
+    for name, dout, like_output in zip(op.douts, douts, undefined, strict=True):
+        if name is not None:  # of several outputs, one that nobody used has a gradient of zeros
+            shape, dtype = like_output
+            named[name] = some.new_zeros(shape, dtype=dtype) if dout is None else dout
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
         tier = "formula"
         named.update(op.recompute_residuals(named))
@@ -508,7 +511,7 @@ class _Transformed(_Traced):
 
     @staticmethod
     def jvp(ctx, _key, _tier, *tangents):
-        key, _, _, names, rest, like = ctx.remembered
+        key, _, _, names, rest, like, _ = ctx.remembered
         op = _OPS[key]
         results = ctx.saved_tensors[len(names) :]
         named = {**rest, **dict(zip(names, ctx.saved_tensors, strict=False))}
