@@ -156,6 +156,16 @@ from bptools.functional._pooling import (
     max_unpool2d,
     max_unpool3d,
 )
+from bptools.functional._recurrent import (
+    gru,
+    gru_cell,
+    lstm,
+    lstm_cell,
+    rnn_relu,
+    rnn_relu_cell,
+    rnn_tanh,
+    rnn_tanh_cell,
+)
 from bptools.functional._regression_loss import (
     huber_loss,
     l1_loss,
@@ -176,24 +186,6 @@ from bptools.functional._softmax import (
 from bptools.functional._unfold import (
     fold,
     unfold,
-from bptools.functional._activation import gelu, leaky_relu, log_softmax, relu, sigmoid, silu, softmax, tanh
-from bptools.functional._attention import scaled_dot_product_attention
-from bptools.functional._convolution import conv1d, conv2d, conv3d
-from bptools.functional._dropout import dropout
-from bptools.functional._embedding import embedding
-from bptools.functional._linear import linear
-from bptools.functional._loss import cross_entropy, mse_loss
-from bptools.functional._normalization import batch_norm, layer_norm, rms_norm
-from bptools.functional._pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
-from bptools.functional._recurrent import (
-    gru,
-    gru_cell,
-    lstm,
-    lstm_cell,
-    rnn_relu,
-    rnn_relu_cell,
-    rnn_tanh,
-    rnn_tanh_cell,
 )
 
 __all__ = [
@@ -244,6 +236,8 @@ __all__ = [
     "gelu",
     "glu",
     "group_norm",
+    "gru",
+    "gru_cell",
     "gumbel_softmax",
     "hardshrink",
     "hardsigmoid",
@@ -257,8 +251,6 @@ __all__ = [
     "l1_loss",
     "l1_penalty",
     "l2_penalty",
-    "gru",
-    "gru_cell",
     "layer_norm",
     "leaky_relu",
     "linear",
@@ -269,10 +261,10 @@ __all__ = [
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
-    "margin_ranking_loss",
-    "max_pool1d",
     "lstm",
     "lstm_cell",
+    "margin_ranking_loss",
+    "max_pool1d",
     "max_pool2d",
     "max_pool3d",
     "max_unpool1d",
@@ -296,12 +288,12 @@ __all__ = [
     "relu",
     "relu6",
     "rms_norm",
-    "rotary_embedding",
-    "rrelu",
     "rnn_relu",
     "rnn_relu_cell",
     "rnn_tanh",
     "rnn_tanh_cell",
+    "rotary_embedding",
+    "rrelu",
     "scaled_dot_product_attention",
     "selu",
     "sigmoid",

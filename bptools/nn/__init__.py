@@ -177,6 +177,15 @@ from bptools.nn.pooling import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
+from bptools.nn.recurrent import (
+    GRU,
+    LSTM,
+    RNN,
+    GRUCell,
+    LSTMCell,
+    RNNCell,
+    truncated_bptt,
+)
 from bptools.nn.shuffle import (
     ChannelShuffle,
     PixelShuffle,
@@ -187,15 +196,6 @@ from bptools.nn.upsampling import (
     UpsamplingBilinear2d,
     UpsamplingNearest2d,
 )
-from bptools.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
-from bptools.nn.convolution import Conv1d, Conv2d, Conv3d
-from bptools.nn.dropout import Dropout
-from bptools.nn.embedding import Embedding
-from bptools.nn.linear import Linear
-from bptools.nn.loss import CrossEntropyLoss, MSELoss
-from bptools.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, RMSNorm
-from bptools.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
-from bptools.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, truncated_bptt
 
 __all__ = [
     "CELU",
@@ -203,11 +203,11 @@ __all__ = [
     "GEGLU",
     "GELU",
     "GLU",
-    "SELU",
-    "AdaptiveAvgPool1d",
     "GRU",
     "LSTM",
     "RNN",
+    "SELU",
+    "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
     "AdaptiveMaxPool1d",
@@ -254,6 +254,7 @@ __all__ = [
     "Fold",
     "FractionalMaxPool2d",
     "FractionalMaxPool3d",
+    "GRUCell",
     "GaussianNLLLoss",
     "GroupNorm",
     "Hardshrink",
@@ -271,8 +272,6 @@ __all__ = [
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
-    "GRUCell",
-    "Identity",
     "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
@@ -307,9 +306,9 @@ __all__ = [
     "PixelUnshuffle",
     "PoissonNLLLoss",
     "RMSNorm",
+    "RNNCell",
     "RReLU",
     "ReGLU",
-    "RNNCell",
     "ReLU",
     "ReLU6",
     "ReflectionPad1d",
@@ -354,6 +353,6 @@ __all__ = [
     "convert",
     "init",
     "revert",
-    "utils",
     "truncated_bptt",
+    "utils",
 ]
