@@ -64,7 +64,7 @@ def hardsigmoid_backward(dy: Tensor, y: Tensor, needs=EVERY) -> tuple[Tensor]:
 hardsigmoid = pointwise(
     hardsigmoid_forward,
     hardsigmoid_backward,
-    kernel=Kernel(aten.hardsigmoid, lambda dy, y, needs: (aten.hardtanh_backward(dy, y, 0, 1) / 6,)),
+    kernel=Kernel(aten.hardsigmoid, lambda dy, y, needs: (aten.hardtanh_backward(dy, y, 0, 1).div_(6),)),
 )
 
 
