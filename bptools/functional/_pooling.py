@@ -13,12 +13,12 @@ from bptools.functional._checks import is_int, per_dimension, readable, shape_of
 from bptools.ops import _windows
 from bptools.ops import avg_pool as _avg
 from bptools.ops import max_pool as _max
+from bptools.ops._core import HALF
 
 Size = int | Sequence[int]
 # The op for so many dimensions: a length is a height of 1 and a width.
 _MAX = {1: _max.max_pool2d, 2: _max.max_pool2d, 3: _max.max_pool3d}
 _AVG = {1: _avg.avg_pool2d, 2: _avg.avg_pool2d, 3: _avg.avg_pool3d}
-_LP = {1: _avg.lp_pool2d, 2: _avg.lp_pool2d, 3: _avg.lp_pool3d}
 SPATIAL = {1: "length", 2: "height, width", 3: "depth, height, width"}
 
 
@@ -418,7 +418,14 @@ def _lp_pool(name, dims, input, norm_type, kernel_size, stride, ceil_mode):
     if norm_type in (math.inf, -math.inf):
         x, sign = _avg.absolute(input), 1 if norm_type > 0 else -1
         return sign * _pair(dims, sign * x, False, _MAX[dims], *window, bool(ceil_mode))
-    return _pooled(dims, input, _LP[dims], norm_type, *window[:2], bool(ceil_mode))
+    kernel_size, stride, padding, _ = window
+    options = kernel_size, stride, padding, bool(ceil_mode), True, None
+    wide = torch.float32 if input.dtype in HALF else input.dtype  # the squares of float16 would overflow
+    means = _pooled(dims, _avg.power(input, norm_type, wide), _AVG[dims], *options)
+    rounds = dims < 3 or not torch.is_autocast_enabled(
+        input.device.type
+    )  # torch's autocast leaves these in float32
+    return _avg.root(means, math.prod(kernel_size), norm_type, input.dtype if rounds else wide)
 
 
 # What they check and do alike ---------------------------------------------------------------------------------

@@ -18,13 +18,14 @@ P equal parts, and a part averages the places that it touches. Part p is the int
 
 To overlap is mutual: Sᵀ is the S of P places cut into I parts. So what sums x also sums dy / n, for dx.
 
-**Power average pooling** of norm q, for windows of K taps, is a norm of what a window sees:
+**Power average pooling** of norm q, for windows of K taps, is a norm of what a window sees, by way of the average
+m[p] of x^q:
 
-    s[p] = K / n[p] Σ_i S[p,i] x[i]^q              y[p] = s[p]^(1/q)
-    dx[i] = x[i]^(q-1) Σ_p S[p,i] K / n[p] s[p]^(1/q-1) dy[p]
+    u = x^q                                        dx = q x^(q-1) du
+    y = (K m)^(1/q)                                dm = K / q (K m)^(1/q-1) dy
 
-K / n[p] is 1, but for a window that hangs over the end. Where s[p] = 0 the norm has a kink, and as in torch the
-gradient there is 0. For q = 1 this is K times the average; for q → ∞ the largest |x|, which is max pooling of
+Where m = 0 the norm has a kink, and as in torch the gradient there is 0. For q = 1 this is K times the average;
+for q → ∞ the largest |x|, which is max pooling of
 
     y = |x|                                        dx = sign(x) dy
 
@@ -33,8 +34,6 @@ Sources: LeCun et al., "Handwritten digit recognition with a back-propagation ne
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -189,34 +188,35 @@ adaptive_avg_pool2d, adaptive_avg_pool3d = (
 )
 
 
-# Power average pooling ----------------------------------------------------------------------------------------
+# What power average pooling does before and after -------------------------------------------------------------
 
 
-def lp_pool_forward(x: Tensor, norm_type: float, kernel_size: Ints, stride: Ints, ceil_mode: bool) -> Tensor:
-    """x (n, c, *size) -> y (n, c, *out)."""
-    return _power_sum(x, norm_type, kernel_size, stride, ceil_mode) ** (1 / norm_type)
+def power_forward(x: Tensor, norm_type: float, dtype: torch.dtype) -> Tensor:
+    """x (...) -> y (...), of half precision in a dtype that holds it."""
+    return x**norm_type
 
 
-def _power_sum(x: Tensor, norm_type: float, kernel_size: Ints, stride: Ints, ceil_mode: bool) -> Tensor:
-    """s, (n, c, *out)."""
-    options = kernel_size, stride, [0] * len(kernel_size), ceil_mode, True, None
-    return math.prod(kernel_size) * avg_pool_forward(x**norm_type, *options)
+def power_backward(dy: Tensor, x: Tensor, norm_type: float, needs=EVERY) -> tuple[Tensor]:
+    """dy, x (...) -> dx (...)."""
+    return (dy * norm_type * x ** (norm_type - 1),)
 
 
-def lp_pool_backward(
-    dy: Tensor, x: Tensor, norm_type: float, kernel_size: Ints, stride: Ints, ceil_mode: bool, needs=EVERY
-) -> tuple[Tensor]:
-    """dy (n, c, *out), x (n, c, *size) -> dx (n, c, *size)."""
-    s = _power_sum(x, norm_type, kernel_size, stride, ceil_mode)
-    g = torch.where(s == 0, 0, torch.where(s == 0, 1, s) ** (1 / norm_type - 1) * dy)
-    options = kernel_size, stride, [0] * len(kernel_size), ceil_mode, True, None
-    return (x ** (norm_type - 1) * math.prod(kernel_size) * avg_pool_backward(g, *options, x.shape)[0],)
+power = Op(power_forward, power_backward, outputs="y", grads="x", result="dtype")
 
 
-lp_pool2d, lp_pool3d = (
-    Op(lp_pool_forward, lp_pool_backward, outputs="y", grads="x", autocast=policy)
-    for policy in (None, {"cpu": "float32"})
-)
+def root_forward(x: Tensor, taps: int, norm_type: float, dtype: torch.dtype) -> Tensor:
+    """x (...) -> y (...) in dtype."""
+    return ((taps * x) ** (1 / norm_type)).to(dtype)
+
+
+def root_backward(dy: Tensor, x: Tensor, taps: int, norm_type: float, needs=EVERY) -> tuple[Tensor]:
+    """dy, x (...) -> dx (...)."""
+    flat = x == 0
+    slope = torch.where(flat, 1, taps * x) ** (1 / norm_type - 1)
+    return (torch.where(flat, 0, dy * taps / norm_type * slope),)
+
+
+root = Op(root_forward, root_backward, outputs="y", grads="x")
 
 
 def absolute_forward(x: Tensor) -> Tensor:

@@ -26,4 +26,4 @@ MODULES = [
     ("LSTMCell", (3, 4, False), (3,)),
 ]
 
-OURS_ALONE = ("truncated_bptt",)  # torch.nn has no such function
+# torch.nn has no such function
