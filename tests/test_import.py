@@ -1,5 +1,7 @@
 """`import bptools` is cheap for those who have imported torch."""
 
+import functools
+import os
 import subprocess
 import sys
 
@@ -13,8 +15,12 @@ print(time.perf_counter() - started)
 """
 
 
-def test_import_adds_less_than_a_tenth_of_a_second():
-    runs = [subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, check=True) for _ in range(3)]
+def test_import_adds_less_than_a_tenth_of_a_second(tmp_path):
+    """Once it is compiled, which the first run does."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    run = functools.partial(subprocess.run, capture_output=True, check=True, env=environment)
+    runs = [run([sys.executable, "-c", SCRIPT]) for _ in range(4)]
     assert min(float(run.stdout) for run in runs) < 0.1
 
 

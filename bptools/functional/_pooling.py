@@ -422,9 +422,8 @@ def _lp_pool(name, dims, input, norm_type, kernel_size, stride, ceil_mode):
     options = kernel_size, stride, padding, bool(ceil_mode), True, None
     wide = torch.float32 if input.dtype in HALF else input.dtype  # the squares of float16 would overflow
     means = _pooled(dims, _avg.power(input, norm_type, wide), _AVG[dims], *options)
-    rounds = dims < 3 or not torch.is_autocast_enabled(
-        input.device.type
-    )  # torch's autocast leaves these in float32
+    # As torch's, autocast leaves what is pooled in three dimensions in float32.
+    rounds = dims < 3 or not torch.is_autocast_enabled(input.device.type)
     return _avg.root(means, math.prod(kernel_size), norm_type, input.dtype if rounds else wide)
 
 
