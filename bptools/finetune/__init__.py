@@ -6,6 +6,7 @@ Phases are data, one step owns its order, checkpoints are exact, and each frozen
 
 from bptools.optim import parameter_depths
 
+from .adapters import fuse_lora, unfuse_lora
 from .card import confusion_figure, one_run, print_card, print_comparison, trainability_table
 from .checkpoint import (
     load_checkpoint,
@@ -66,6 +67,7 @@ __all__ = [
     "evaluate",
     "expect_positive",
     "find_head",
+    "fuse_lora",
     "image_folder",
     "input_format",
     "load_checkpoint",
@@ -93,6 +95,7 @@ __all__ = [
     "strategy_phases",
     "torchvision_classifier",
     "trainability_table",
+    "unfuse_lora",
     "warmup_cosine",
     "windows",
 ]

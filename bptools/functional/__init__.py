@@ -87,6 +87,9 @@ from bptools.functional._linear import (
 from bptools.functional._linear_loss import (
     linear_cross_entropy,
 )
+from bptools.functional._lora import (
+    lora_linear,
+)
 from bptools.functional._loss import (
     cross_entropy,
     nll_loss,
@@ -258,6 +261,7 @@ __all__ = [
     "local_response_norm",
     "log_softmax",
     "logsigmoid",
+    "lora_linear",
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",

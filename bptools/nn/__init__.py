@@ -98,6 +98,9 @@ from bptools.nn.linear import (
 from bptools.nn.linear_loss import (
     LinearCrossEntropyLoss,
 )
+from bptools.nn.lora import (
+    LoRALinear,
+)
 from bptools.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -277,6 +280,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LinearCrossEntropyLoss",
+    "LoRALinear",
     "LocalResponseNorm",
     "LogSigmoid",
     "LogSoftmax",

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from bptools.ops._core import EVERY, Op
+from bptools.ops.linear import rows
 
 
 def bilinear_forward(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x1 (..., i), x2 (..., j), weight (o, i, j), bias (o,) -> y (..., o)."""
-    y = (_first(x1, weight) * _rows(x2).unsqueeze(1)).sum(-1)  # (n, o)
+    y = (_first(x1, weight) * rows(x2).unsqueeze(1)).sum(-1)  # (n, o)
     y = y.reshape(*x1.shape[:-1], weight.shape[0])
     return y if bias is None else y + bias
 
@@ -43,27 +44,22 @@ def bilinear_backward(
     -> dx1 (..., i), dx2 (..., j), dw (o, i, j), db (o,).
     """
     dx1 = dx2 = dw = None
-    g = _rows(dy).unsqueeze(1)  # (n, 1, o)
+    g = rows(dy).unsqueeze(1)  # (n, 1, o)
     if "x1" in needs:
         dx1 = (g @ _first(x2, weight.mT)).reshape(x1_shape)
     if "x2" in needs:
         dx2 = (g @ _first(x1, weight)).reshape(x2_shape)
     if "weight" in needs:
-        dy_x1 = g.mT * _rows(x1).unsqueeze(1)  # (n, o, i)
+        dy_x1 = g.mT * rows(x1).unsqueeze(1)  # (n, o, i)
         n, o, i = dy_x1.shape
-        dw = (dy_x1.reshape(n, o * i).mT @ _rows(x2)).reshape(o, i, x2_shape[-1])
+        dw = (dy_x1.reshape(n, o * i).mT @ rows(x2)).reshape(o, i, x2_shape[-1])
     return dx1, dx2, dw, g.sum((0, 1)) if "bias" in needs else None
 
 
 def _first(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., i), weight (o, i, j) -> Σ_i x[n,i] w[o,i,j], (n, o, j)."""
     o, i, j = weight.shape
-    return (_rows(x) @ weight.transpose(0, 1).reshape(i, o * j)).reshape(math.prod(x.shape[:-1]), o, j)
-
-
-def _rows(t: Tensor) -> Tensor:
-    """(..., d) -> (n, d), also where a dimension is zero."""
-    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
+    return (rows(x) @ weight.transpose(0, 1).reshape(i, o * j)).reshape(math.prod(x.shape[:-1]), o, j)
 
 
 bilinear = Op(

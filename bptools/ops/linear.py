@@ -34,12 +34,12 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def linear_backward(dy: Tensor, x: Tensor, weight: Tensor, needs=EVERY) -> tuple[Tensor | None, ...]:
     """dy (..., o), x (..., i), weight (o, i) -> dx (..., i), dw (o, i), db (o,)."""
     dx = dy @ weight if "x" in needs else None
-    dw = _rows(dy).mT @ _rows(x) if "weight" in needs else None
-    db = _rows(dy).sum(0) if "bias" in needs else None
+    dw = rows(dy).mT @ rows(x) if "weight" in needs else None
+    db = rows(dy).sum(0) if "bias" in needs else None
     return dx, dw, db
 
 
-def _rows(t: Tensor) -> Tensor:
+def rows(t: Tensor) -> Tensor:
     """(..., d) -> (n, d), also where a dimension is zero."""
     return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
 

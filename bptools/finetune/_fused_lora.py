@@ -1,0 +1,59 @@
+"""peft's LoRA layer, on the op that keeps its input alone. Imported on first use, as it imports peft."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+
+import bptools.nn
+from bptools import functional
+
+LINEAR = (nn.Linear, bptools.nn.Linear)
+DROPOUT = (nn.Identity, nn.Dropout, bptools.nn.Dropout)
+
+
+class Update(NamedTuple):
+    """An adapter that is low-rank matrices and nothing else."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+    dropout: float
+
+
+class FusedLinear(Linear):
+    """`peft.tuners.lora.layer.Linear`, where one plain adapter is active; peft's own forward elsewhere."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the layer."""
+        update = None if args or kwargs else self._update(x)
+        if update is None:
+            return super().forward(x, *args, **kwargs)
+        base = self.base_layer
+        options = base.bias, update.scaling, update.dropout, self.training
+        return functional.lora_linear(x, base.weight, update.a, update.b, *options)
+
+    def _update(self, x: Tensor) -> Update | None:
+        """The one active adapter, if it and the base are what the op computes."""
+        base, active = self.base_layer, [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or self.fan_in_fan_out or len(active) != 1:
+            return None
+        (name,) = active
+        a, b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+        plain = type(base) in LINEAR and type(a) in LINEAR and type(b) in LINEAR and type(dropout) in DROPOUT
+        if not plain or name in self.lora_variant or a.bias is not None or b.bias is not None:
+            return None
+        if any(_observed(module) for module in (base, a, b, dropout)):
+            return None
+        if not torch.is_autocast_enabled(x.device.type) and x.dtype is not base.weight.dtype:
+            return None  # peft says what it says of this
+        return Update(a.weight, b.weight, float(self.scaling[name]), getattr(dropout, "p", 0.0))
+
+
+def _observed(module: nn.Module) -> bool:
+    """Whether somebody counts on the module being called: hooks, parametrizations, or a forward of its own."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or "forward" in vars(module) or "parametrizations" in module._modules
