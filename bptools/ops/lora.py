@@ -9,8 +9,8 @@ Two paths lead from x to y. With g = dy B, of n × r, what reaches h but for s:
 
     dx = dy W + s (g A) z       dB = s dyᵀ h        dA = s gᵀ x̃        dW = dyᵀ x        dc[o] = Σ_n dy[n,o]
 
-W is frozen as a rule, and then nothing is computed or kept for it. x is kept, with dropout one byte an element; h is
-made again from x, which takes 2 n i r operations of the 2 n i o of the whole. Autograd would keep x, x̃, the
+W is frozen as a rule, and then nothing is computed or kept for it. x is kept, with dropout one byte an element; h
+is made again from x, which takes 2 n i r operations of the 2 n i o of the whole. Autograd would keep x, x̃, the
 mask as floating numbers, and h. The update is computed in the dtype of A and B, which may be float32 beside a base
 in half precision.
 
