@@ -62,8 +62,6 @@ def _lstm_layer(x, states, weights, batch_sizes, reverse, again, wide=False):
 
 
 def _last(y: Tensor, batch_sizes: tuple[int, ...] | None, reverse: bool) -> Tensor:
-    if batch_sizes is None:
-        return y[0 if reverse else -1]
     return time.final(time.rows_of(y), time.order_of(y, batch_sizes, reverse))
 
 
