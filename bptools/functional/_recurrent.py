@@ -52,6 +52,7 @@ def _gru_layer(x, states, weights, batch_sizes, reverse, again):
 
 
 def _lstm_layer(x, states, weights, batch_sizes, reverse, again, wide=False):
+    again = again or not torch.is_grad_enabled()  # nothing to be kept
     if wide or (batch_sizes is not None and weights[4] is None):
         op = _lstm.wide_lstm_again if again else _lstm.wide_lstm
     else:

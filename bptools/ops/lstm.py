@@ -172,9 +172,9 @@ def _onednn_tensors(x, h0, c0, w_ih, w_hh, b_ih, b_hh) -> list[Tensor]:
     return [t.detach().contiguous() for t in (x, w_ih, w_hh, *biases, h0, c0)]
 
 
-def _onednn_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, reverse):
+def _onednn_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, reverse, keep):
     tensors = _onednn_tensors(x, h0, c0, w_ih, w_hh, b_ih, b_hh)
-    with torch.enable_grad():  # or it would keep nothing for the backward pass
+    with torch.set_grad_enabled(keep):  # which tells it whether to keep anything for the backward pass
         y, _, cn, kept = aten.mkldnn_rnn_layer(*tensors, **_onednn_constants(h0, b_ih, reverse))
     return y, cn, kept
 
@@ -190,9 +190,9 @@ def _onednn_backward(dy, dcn, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, cn, kept, re
     return time.wanted(learns, x=dx, **grads)
 
 
-def _kernel_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse):
+def _kernel_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, keep=True):
     if _onednn(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse):
-        return _onednn_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, reverse)
+        return _onednn_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, reverse, keep)
     order, size, w = time.order_of(x, batch_sizes, reverse), c0.shape[1], w_hh.mT
     rows = time.rows_of(x)
     kept = rows.new_empty(rows.shape[0], 5 * size)  # i f g o and c, side by side
@@ -280,7 +280,7 @@ def lstm_again_backward(dy, dcn, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_
 
 
 def _again_kernel_forward(*args):
-    return _kernel_forward(*args)[:2]
+    return _kernel_forward(*args, keep=False)[:2]
 
 
 def _again_kernel_backward(dy, dcn, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, needs):
