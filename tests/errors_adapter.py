@@ -37,5 +37,30 @@ ERRORS = {
         TypeError,
         "lora_B must have lora_A's dtype torch.float32, got torch.float64",
     ),
+    "quantize_nf4: dtype": (
+        lambda: B.quantize_nf4(w.double()),
+        TypeError,
+        "weight must be a tensor of float32, bfloat16 or float16, got torch.float64",
+    ),
+    "quantize_nf4: empty": (lambda: B.quantize_nf4(w[:0]), ValueError, r"weight must have elements.*\(0, 5\)"),
+    "quantize_nf4: block_size": (lambda: B.quantize_nf4(w, 48), ValueError, "power of 2 from 32 to 4096, got 48"),
+    "nf4_linear: weight": (lambda: B.nf4_linear(x, w), TypeError, "weight must be what quantize_nf4 .*got Tensor"),
+    "nf4_linear: dimensions": (
+        lambda: B.nf4_linear(x, B.quantize_nf4(w[0])),
+        ValueError,
+        r"weight must have 2 dimensions, got \(5,\)",
+    ),
+    "nf4_linear: input": (
+        lambda: B.nf4_linear(x.T, B.quantize_nf4(w)),
+        ValueError,
+        r"input must have shape \(\.\.\., 5\).*got \(5, 3\)",
+    ),
+    "nf4_linear: bias": (
+        lambda: B.nf4_linear(x, B.quantize_nf4(w), x[0]),
+        ValueError,
+        r"bias must have shape \(4,\), got \(5,\)",
+    ),
 }
-DEVIATIONS = {"lora_linear": "torch has no such function"}
+DEVIATIONS = dict.fromkeys(
+    ("lora_linear", "nf4_linear", "quantize_nf4", "dequantize_nf4"), "torch has no such function"
+)

@@ -105,6 +105,12 @@ from bptools.functional._margin_loss import (
     triplet_margin_loss,
     triplet_margin_with_distance_loss,
 )
+from bptools.functional._nf4 import (
+    NF4Weight,
+    dequantize_nf4,
+    nf4_linear,
+    quantize_nf4,
+)
 from bptools.functional._normalization import (
     add_layer_norm,
     add_rms_norm,
@@ -192,6 +198,7 @@ from bptools.functional._unfold import (
 )
 
 __all__ = [
+    "NF4Weight",
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
@@ -220,6 +227,7 @@ __all__ = [
     "cosine_similarity",
     "cross_entropy",
     "ctc_loss",
+    "dequantize_nf4",
     "dice_loss",
     "drop_path",
     "dropout",
@@ -280,6 +288,7 @@ __all__ = [
     "multi_margin_loss",
     "multilabel_margin_loss",
     "multilabel_soft_margin_loss",
+    "nf4_linear",
     "nll_loss",
     "normalize",
     "pad",
@@ -288,6 +297,7 @@ __all__ = [
     "pixel_unshuffle",
     "poisson_nll_loss",
     "prelu",
+    "quantize_nf4",
     "reglu",
     "relu",
     "relu6",

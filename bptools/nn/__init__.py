@@ -128,6 +128,10 @@ from bptools.nn.loss import (
     TripletMarginLoss,
     TripletMarginWithDistanceLoss,
 )
+from bptools.nn.nf4 import (
+    NF4Linear,
+    to_nf4,
+)
 from bptools.nn.normalization import (
     BatchNorm1d,
     BatchNorm2d,
@@ -300,6 +304,7 @@ __all__ = [
     "MultiLabelSoftMarginLoss",
     "MultiMarginLoss",
     "MultiheadAttention",
+    "NF4Linear",
     "NLLLoss",
     "PReLU",
     "PairwiseDistance",
@@ -357,6 +362,7 @@ __all__ = [
     "convert",
     "init",
     "revert",
+    "to_nf4",
     "truncated_bptt",
     "utils",
 ]

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from case import EMPTY, NO_HESSIAN, Case
 from torch import Tensor
 
+import bptools.functional as B
+
 
 def lora_linear(
     x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, scaling=1.0, dropout_p=0.0
@@ -23,6 +25,16 @@ def mixed(t):
     if t.dtype in (torch.float16, torch.bfloat16):
         wide = [w.detach().float().requires_grad_() for w in wide]
     return (t(3, 5), t(4, 5, grad=False), *wide), {"scaling": 2.0}
+
+
+def quantised(t, **settings):
+    """A weight (4, 5) in NF4."""
+    return B.quantize_nf4(t(4, 5, grad=False).float(), **settings)
+
+
+def nf4_linear(x: Tensor, weight, bias: Tensor | None = None) -> Tensor:
+    """The same by torch's functions."""
+    return F.linear(x, B.dequantize_nf4(weight).to(x.dtype), bias)
 
 
 CASES: list[Case] = [
@@ -54,4 +66,7 @@ CASES: list[Case] = [
         theirs=lora_linear,
         only=EMPTY,
     ),
+    Case("nf4_linear", "bias", lambda t: ((t(2, 3, 5), quantised(t), t(4)), {}), theirs=nf4_linear),
+    Case("nf4_linear", "plain", lambda t: ((t(5), quantised(t, double_quant=False)), {}), theirs=nf4_linear),
+    Case("nf4_linear", "no-rows", lambda t: ((t(0, 5), quantised(t), t(4)), {}), theirs=nf4_linear, only=EMPTY),
 ]
