@@ -17,7 +17,7 @@ COMMON = settings(
     suppress_health_check=[HealthCheck.too_slow],  # the first call of an op loads it
 )
 QUICK = settings(COMMON, derandomize=True, max_examples=20)
-THOROUGH = settings(COMMON, derandomize=True, max_examples=300)
+THOROUGH = settings(COMMON, derandomize=True, max_examples=100)
 
 MODULES = [importlib.import_module(path.stem) for path in sorted(Path(__file__).parent.glob("properties_*.py"))]
 PROPERTIES = [property for module in MODULES for property in module.PROPERTIES]
