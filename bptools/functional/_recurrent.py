@@ -402,7 +402,8 @@ def _check_sequence(
     sizes = tuple(batch_sizes.tolist() if isinstance(batch_sizes, Tensor) else batch_sizes)
     if not all(is_int(n) for n in sizes):
         raise ValueError(f"{name}: batch_sizes must be integers, one for each time, got {sizes}")
-    if any(n < 1 for n in sizes) or list(sizes) != sorted(sizes, reverse=True) or sum(sizes) != input.shape[0]:
+    grows = any(sizes[i] < sizes[i + 1] for i in range(len(sizes) - 1))
+    if any(n < 1 for n in sizes) or grows or sum(sizes) != input.shape[0]:
         raise ValueError(
             f"{name}: batch_sizes must be at least 1, not grow, and sum to the {input.shape[0]} rows of input, "
             f"got {sizes}"

@@ -273,8 +273,8 @@ def nll_loss_backward(
     needs=EVERY,
 ) -> tuple[Tensor]:
     """dy (n, ...) or (), target (n, ...), weight (C,) -> dx (n, C, ...)."""
-    dim, _, t, wt, _ = _targets(dy.new_zeros(()).expand(x_shape), target, weight, ignore_index)
-    hit = -wt * _row_gradient(dy, reduction, wt.sum())
+    dim, kept, t, wt, _ = _targets(dy.new_zeros(()).expand(x_shape), target, weight, ignore_index)
+    hit = torch.where(kept, -wt * _row_gradient(dy, reduction, wt.sum()), 0)
     return (dy.new_zeros(x_shape).scatter(dim, t.unsqueeze(dim), hit.unsqueeze(dim)),)
 
 
@@ -286,8 +286,8 @@ def _nll_kernel_forward(x, target, weight, ignore_index, reduction):
 def _nll_kernel_backward(dy, target, weight, ignore_index, reduction, x_shape, needs):
     if is_legacy_batchedtensor(dy):
         return nll_loss_backward(dy, target, weight, ignore_index, reduction, x_shape, needs)
-    dim, _, t, wt, _ = _targets(dy.new_zeros(()).expand(x_shape), target, weight, ignore_index)
-    hit = -wt * _row_gradient(dy, reduction, wt.sum())
+    dim, kept, t, wt, _ = _targets(dy.new_zeros(()).expand(x_shape), target, weight, ignore_index)
+    hit = torch.where(kept, -wt * _row_gradient(dy, reduction, wt.sum()), 0)
     return (dy.new_zeros(x_shape).scatter_(dim, t.unsqueeze(dim), hit.to(dy.dtype).unsqueeze(dim)),)
 
 

@@ -53,8 +53,8 @@ def pair(draw, **constants):
 
 
 @st.composite
-def softmax(draw, **constants):
-    shape = draw(shapes(1, 4, min_side=0, max_side=4))
+def softmax(draw, least=0, **constants):
+    shape = draw(shapes(1, 4, min_side=least, max_side=4))
     dim = st.integers(-len(shape), len(shape) - 1)
     return draw(calls(tensors(shape, layout="contiguous"), dim=dim, **constants))
 
@@ -81,7 +81,7 @@ PROPERTIES = (
     Property("geglu", pair(approximate=choice("none", "tanh")), theirs=cases_activation.GATED["geglu"]),
     Property("reglu", pair(), theirs=cases_activation.GATED["reglu"]),
     Property("softmin", softmax()),
-    Property("gumbel_softmax", softmax(tau=choice(1.0, 0.3), hard=st.booleans())),
+    Property("gumbel_softmax", softmax(least=1, tau=choice(1.0, 0.3), hard=st.booleans())),
     Property("dropout1d", drop((2, 3), **TRAINING)),
     Property("dropout2d", drop((4,), **TRAINING)),
     Property("dropout3d", drop((4, 5), **TRAINING)),

@@ -109,8 +109,12 @@ def test_autocast_dtypes(case, dtype):
     assert ours.dtype is theirs.dtype
 
 
+# Of three dimensions, the windows of pooling are so many lines of C++ that these take minutes to compile.
+FUSED = {c.op: c for c in reversed(CASES) if not c.random and "pool3d" not in c.op}.values()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", {c.op: c for c in reversed(CASES) if not c.random}.values(), ids=str)
+@pytest.mark.parametrize("case", FUSED, ids=str)
 def test_fused(case):
     """The formula, compiled by Inductor, equals the formula. No column of the matrix: compiling takes its time."""
     results = {}
