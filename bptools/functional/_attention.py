@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bptools.functional._checks import check_probability, each_once, shape_of
+from bptools.functional._checks import check_probability, each_once, readable, shape_of
 from bptools.functional._dropout import dropout
 from bptools.functional._linear import linear
 from bptools.functional._softmax import softmax
@@ -59,9 +59,8 @@ def scaled_dot_product_attention(
     constants = is_causal, dropout_p, scale, enable_gqa, _attention.TILE
     keep = seed = None
     if dropout_p > 0:
-        eager = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
         tier = _attention.scaled_dot_product_attention.tier(query, key, value, bias, mask, None, 0, *constants)
-        if query.shape[-2] > _attention.TILE and eager and tier == "formula" and query.device.type != "meta":
+        if query.shape[-2] > _attention.TILE and readable() and tier == "formula" and query.device.type != "meta":
             seed = int(torch.randint(2**62, ()))
         else:
             keep = _dropout.draw(torch.empty(scores, dtype=torch.uint8, device=query.device), dropout_p)

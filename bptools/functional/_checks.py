@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bptools.ops._core import FLOATS, HALF
+from bptools.ops._core import HALF, fit, outside_transforms, refusal
 from bptools.ops._reduction import REDUCTIONS
 
 
@@ -36,8 +36,7 @@ def is_int(value: object) -> bool:
 
 def check_parameter_dtypes(name: str, input: Tensor, **parameters: Tensor | None) -> None:
     """A norm's parameters have the dtype of input, or float32 beside an input in half precision."""
-    half = input.dtype in (torch.float16, torch.bfloat16)
-    allowed = (input.dtype, torch.float32) if half else (input.dtype,)
+    allowed = (input.dtype, torch.float32) if input.dtype in HALF else (input.dtype,)
     for argument, value in parameters.items():
         if value is not None and value.dtype not in allowed:
             raise TypeError(
@@ -77,13 +76,8 @@ def check_probability(name: str, argument: str, p: float) -> None:
 
 def check_input(name: str, input: Tensor, argument: str = "input") -> None:
     """What an op would say of its input, for functions that look at it before they call one."""
-    if not isinstance(input, Tensor):
-        got = type(input).__name__
-    elif input.dtype not in FLOATS or input.layout is not torch.strided:
-        got = str(input.dtype) if input.dtype not in FLOATS else f"layout {input.layout}"
-    else:
-        return
-    raise TypeError(f"{name}: {argument} must be a dense tensor of a real floating dtype, got {got}")
+    if not fit(input):
+        raise refusal(name, argument, input)
 
 
 def check_dim(name: str, input: Tensor, dim: int) -> None:
@@ -105,7 +99,7 @@ def rounded(value: float, dtype: torch.dtype) -> float:
 
 def readable() -> bool:
     """Whether numbers can be looked at: a compiler and a transform have none."""
-    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return not torch.compiler.is_compiling() and outside_transforms()
 
 
 def check_power(name: str, p: float) -> None:

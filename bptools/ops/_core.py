@@ -183,6 +183,7 @@ class Op:
         self.grads = tuple(grads.split())
         wanted = tuple(inspect.signature(backward).parameters)
         self.douts = tuple("d" + name if "d" + name in wanted else None for name in self.outputs)
+        self.several = len(self.douts) - self.douts.count(None) > 1
         self.kept = tuple(n for n in wanted if n in self.arguments or n in self.outputs)
         self.shapes = tuple((n + "_shape", i) for i, n in enumerate(self.arguments) if n + "_shape" in wanted)
         self.keep_for = {n: frozenset(self.grads) for n in self.kept}
@@ -249,15 +250,15 @@ class Op:
             value = args[i]
             if value is None:
                 continue
-            if not isinstance(value, Tensor) or value.dtype not in FLOATS or value.layout is not torch.strided:
-                raise self._refusal(name, value)
+            if not fit(value):
+                raise refusal(self.name, "input" if name == "x" else name, value)
             learns = learns or value.requires_grad
             if first is None:
                 first = value
             elif value.dtype is not first.dtype:
                 odd = odd or name
         if first is None:
-            raise self._refusal(self.grads[0], None)
+            raise refusal(self.name, "input" if self.grads[0] == "x" else self.grads[0], None)
         for name, i in self.other_arguments:
             if isinstance(args[i], Tensor) and args[i].requires_grad:
                 raise TypeError(f"{self.name}: {name} requires a gradient, and this op has none for it")
@@ -279,14 +280,6 @@ class Op:
             if not (learns and torch.is_grad_enabled()):  # nobody will differentiate: spare the Function
                 return self.compute_forward(tier, args)
         return function.apply(self.key, tier, *args)
-
-    def _refusal(self, name: str, value: Any) -> TypeError:
-        if not isinstance(value, Tensor):
-            got = type(value).__name__
-        else:
-            got = str(value.dtype) if value.dtype not in FLOATS else f"layout {value.layout}"
-        name = "input" if name == "x" else name
-        return TypeError(f"{self.name}: {name} must be a dense tensor of a real floating dtype, got {got}")
 
     def _autocast(self, device: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         policy = self.autocast.get(device)
@@ -312,7 +305,7 @@ class Op:
         elif choice == "formula":
             return "formula"
         plain = all(type(a) in (Tensor, torch.nn.Parameter) for a in args if isinstance(a, Tensor))
-        ordinary = plain and not torch._C._are_functorch_transforms_active() and not torch.jit.is_tracing()
+        ordinary = plain and outside_transforms() and not torch.jit.is_tracing()
         return "fused" if ordinary else "formula"
 
     def compute_forward(self, tier: str, args: tuple[Any, ...]) -> Any:
@@ -372,9 +365,28 @@ class Op:
         return {name: value for name, value in again if named.get(name) is not None}
 
 
+def fit(value: Any) -> bool:
+    """Whether an op can differentiate it."""
+    return isinstance(value, Tensor) and value.dtype in FLOATS and value.layout is torch.strided
+
+
+def refusal(name: str, argument: str, value: Any) -> TypeError:
+    """What is said of what is not `fit`."""
+    if not isinstance(value, Tensor):
+        got = type(value).__name__
+    else:
+        got = str(value.dtype) if value.dtype not in FLOATS else f"layout {value.layout}"
+    return TypeError(f"{name}: {argument} must be a dense tensor of a real floating dtype, got {got}")
+
+
+def outside_transforms(*args: Any) -> bool:
+    """Whether no torch.func transform is at work: kernels that write in place, or have no vmap rule, need it."""
+    return not torch._C._are_functorch_transforms_active()
+
+
 def _transformed() -> bool:
     """Whether a torch.func transform or forward mode is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not outside_transforms() or forward_ad._current_level >= 0
 
 
 def _upcast(value: Any) -> Any:
@@ -413,7 +425,8 @@ def _set_up(ctx: Any, key: str, tier: str, args: tuple[Any, ...], outputs: tuple
     for name, i in op.shapes:
         rest[name] = args[i].shape
     like = [None if args[i] is None else (args[i].shape, args[i].dtype) for _, i in op.grad_arguments]
-    undefined = [None if d is None else (o.shape, o.dtype) for o, d in zip(outputs, op.douts, strict=True)]
+    # Of a single output it is the gradient that is called with, so it is there.
+    undefined = [(o.shape, o.dtype) for o in outputs] if op.several else None
     ctx.remembered = op.key, tier, needs, names, rest, like, undefined
     if forward_mode:
         saved += [o for o, d in zip(outputs, op.douts, strict=True) if d is not None]
@@ -435,10 +448,12 @@ def _pull_back(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
     if some is None:  # nothing downstream used an output
         return tuple(slots)
     device = some.device.type
-    for name, dout, like_output in zip(op.douts, douts, undefined, strict=True):
-        if name is not None:  # of several outputs, one that nobody used has a gradient of zeros
-            shape, dtype = like_output
-            named[name] = some.new_zeros(shape, dtype=dtype) if dout is None else dout
+    for i, (name, dout) in enumerate(zip(op.douts, douts, strict=True)):
+        if name is not None and dout is None:  # of several outputs, one that nobody used has a gradient of zeros
+            shape, dtype = undefined[i]
+            dout = some.new_zeros(shape, dtype=dtype)
+        if name is not None:
+            named[name] = dout
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
         tier = "formula"
         named.update(op.recompute_residuals(named))

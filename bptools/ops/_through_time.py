@@ -16,6 +16,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from bptools.ops._core import outside_transforms
+
 Order = list[slice]  # the rows of each step
 
 
@@ -177,7 +179,7 @@ def kernel_usable(*args) -> bool:
     """Whether the loops that write into buffers of their own may run: one dtype, as wide as the formula's."""
     tensors = [a for a in args if isinstance(a, Tensor)]
     dtype = tensors[0].dtype
-    if dtype not in (torch.float32, torch.float64) or torch._C._are_functorch_transforms_active():
+    if dtype not in (torch.float32, torch.float64) or not outside_transforms():
         return False
     return all(t.dtype is dtype for t in tensors)
 

@@ -45,7 +45,7 @@ import math
 import torch
 from torch import Tensor
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
 
 aten = torch.ops.aten
 
@@ -53,11 +53,6 @@ SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 
 pointwise = functools.partial(Op, outputs="y", grads="x")
-
-
-def outside_transforms(*args) -> bool:
-    """Whether no torch.func transform is at work: for kernels that have no rule for vmap."""
-    return not torch._C._are_functorch_transforms_active()
 
 
 def relu_forward(x: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
 from bptools.ops.dropout import draw, dropout_factor
 
 aten = torch.ops.aten
@@ -214,7 +214,7 @@ def _each(
     if len(tiles) == 1:
         yield of_tile(*by_query, *by_key, *masks, 0)
         return
-    ordinary = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    ordinary = not torch.compiler.is_compiling() and outside_transforms()
     again = torch.is_grad_enabled() and ordinary
     for first, end, seen in tiles:
         parts = [t[..., first:end, :] for t in by_query] + [t[..., :seen, :] for t in by_key]
@@ -280,7 +280,7 @@ def _sum_heads(dt: Tensor, t: Tensor, enable_gqa: bool) -> Tensor:
 
 def _kernel_usable(q, k, v, bias, mask, keep, seed, is_causal, dropout_p, scale, enable_gqa, tile):
     """Whether ATen's flash attention for the CPU computes this: 4-D, one head size, nothing empty, no dropout."""
-    if torch._C._are_functorch_transforms_active():  # it has no vmap rule, torch would loop
+    if not outside_transforms():  # it has no vmap rule, torch would loop
         return False
     if keep is not None or seed is not None or (bias is not None and bias.requires_grad):
         return False

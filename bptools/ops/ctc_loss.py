@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
 from bptools.ops._reduction import reduce_rows, row_gradient
 
 aten = torch.ops.aten
@@ -184,7 +184,7 @@ def _kernel_backward(
 
 
 def _usable(x, targets, *constants) -> bool:
-    ordinary = not torch._C._are_functorch_transforms_active() and x.device.type in ("cpu", "cuda")
+    ordinary = outside_transforms() and x.device.type in ("cpu", "cuda")
     return ordinary and x.dtype in (torch.float32, torch.float64) and x.numel() > 0
 
 

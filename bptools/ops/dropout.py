@@ -31,7 +31,7 @@ import math
 import torch
 from torch import Tensor
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
 from bptools.ops.activation import SELU_ALPHA, SELU_SCALE
 
 LOWEST = -SELU_SCALE * SELU_ALPHA
@@ -41,7 +41,7 @@ def draw(keep: Tensor, p: float, generator: torch.Generator | None = None) -> Te
     """An empty tensor of bytes (...) -> keep (...): on the CPU the numbers that torch's dropout would draw."""
     if p == 1:
         return torch.zeros_like(keep)
-    if torch._C._are_functorch_transforms_active():  # the one way in which vmap knows each kind of randomness
+    if not outside_transforms():  # the one way in which vmap knows each kind of randomness
         return torch.bernoulli(torch.empty(keep.shape, dtype=torch.uint8, device=keep.device), p=1 - p)
     return keep.bernoulli_(1 - p, generator=generator)  # in the order of keep's memory, as torch
 

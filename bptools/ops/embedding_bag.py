@@ -27,7 +27,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
 from bptools.ops.embedding import collect, frequencies
 
 aten = torch.ops.aten
@@ -153,7 +153,7 @@ def _kernel_backward(
 
 
 def _kernel_usable(weight, *rest):
-    return weight.numel() > 0 and not torch._C._are_functorch_transforms_active()  # it has no vmap rule
+    return weight.numel() > 0 and outside_transforms()
 
 
 embedding_bag = Op(

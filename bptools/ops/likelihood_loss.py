@@ -42,7 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
 from bptools.ops._reduction import REDUCTIONS, reduce_rows, row_gradient
 
 aten = torch.ops.aten
@@ -97,7 +97,7 @@ binary_cross_entropy = Op(
             x, target, weight, REDUCTIONS.index(reduction)
         ),
         _bce_kernel_backward,
-        usable=lambda x, target, weight, reduction: not torch._C._are_functorch_transforms_active(),
+        usable=outside_transforms,
     ),
     autocast={"cpu": "float32"},  # on CUDA torch's refuses to run under autocast, and so does ours
 )

@@ -37,13 +37,12 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
+from bptools.ops._reduction import reduce_rows, row_gradient
 from bptools.ops.loss import (
-    _reduce,
-    _row_gradient,
-    _smooth,
     cross_entropy_backward,
     cross_entropy_forward,
+    smooth,
     soft_cross_entropy_backward,
     soft_cross_entropy_forward,
 )
@@ -197,8 +196,8 @@ def _reduced(losses, squares, class_weight, target, ignore_index, z_loss, reduct
     """losses and squares (n, k) -> y (n, k) or ()."""
     kept = _kept(losses, target, ignore_index)
     total, count = _totals(kept, class_weight, target)
-    y = _reduce(losses, reduction, total)
-    return y + z_loss * _reduce(torch.where(kept, squares, 0), reduction, count) if z_loss else y
+    y = reduce_rows(losses, reduction, total)
+    return y + z_loss * reduce_rows(torch.where(kept, squares, 0), reduction, count) if z_loss else y
 
 
 def _row_gradients(dy, x, weight, class_weight, target, ignore_index, z_loss, reduction) -> tuple[Tensor, Tensor]:
@@ -206,7 +205,7 @@ def _row_gradients(dy, x, weight, class_weight, target, ignore_index, z_loss, re
     shape = x.shape[0], weight.shape[0]
     kept = _kept(dy.expand(shape), target, ignore_index)
     total, count = _totals(kept, class_weight, target)
-    g, h = _row_gradient(dy, reduction, total), z_loss * _row_gradient(dy, reduction, count)
+    g, h = row_gradient(dy, reduction, total), z_loss * row_gradient(dy, reduction, count)
     return torch.where(kept, g, 0), torch.where(kept, h, 0)
 
 
@@ -269,7 +268,7 @@ def _sweep(
             if even:
                 loss += even * (cw.sum() * top - logits @ cw)
         else:
-            amounts = _smooth(probabilities[here].reshape(logits.shape).to(dtype), label_smoothing, 1)
+            amounts = smooth(probabilities[here].reshape(logits.shape).to(dtype), label_smoothing, 1)
             q = cw * amounts
             total = q.sum(1)
             loss = total * top - torch.linalg.vecdot(q, logits)
@@ -361,7 +360,7 @@ def _add_product(a: Tensor, b: Tensor, to: Tensor) -> None:
 
 
 def _kernel_usable(x, weight, bias, class_weight, probabilities, *constants) -> bool:
-    if torch._C._are_functorch_transforms_active():  # what is written in place may lack a batch dimension
+    if not outside_transforms():  # what is written in place may lack a batch dimension
         return False
     return probabilities is None or probabilities.dtype is x.dtype
 
@@ -412,7 +411,7 @@ def _kernel_backward(
     needs,
 ):
     compiling = torch.compiler.is_compiling()
-    batched = not compiling and (is_legacy_batchedtensor(dy) or torch._C._are_functorch_transforms_active())
+    batched = not compiling and (is_legacy_batchedtensor(dy) or not outside_transforms())
     if ahead:
         # Without retain_graph they are freed when this is over: so they may become the gradients.
         again = compiling or batched or torch._C._autograd._get_current_graph_task_keep_graph()

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
 from bptools.ops.dropout import dropout_factor
 from bptools.ops.linear import rows
 
@@ -91,7 +91,7 @@ lora_linear = Op(
     kernel=Kernel(
         _kernel_forward,
         lora_linear_backward,
-        usable=lambda *args: not torch._C._are_functorch_transforms_active(),  # it writes to what it made
+        usable=outside_transforms,  # it writes to what it made
     ),
     autocast={"cpu": "lower", "cuda": "lower"},
     mixed=True,

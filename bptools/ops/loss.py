@@ -43,10 +43,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
-from bptools.ops._core import EVERY, Kernel, Op
-from bptools.ops._reduction import REDUCTIONS
-from bptools.ops._reduction import reduce_rows as _reduce
-from bptools.ops._reduction import row_gradient as _row_gradient
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
+from bptools.ops._reduction import REDUCTIONS, reduce_rows, row_gradient
 from bptools.ops.softmax import log_softmax_forward, softmax_forward
 
 aten = torch.ops.aten
@@ -68,7 +66,7 @@ def cross_entropy_forward(
     rows = (label_smoothing - 1) * wt * log_p.gather(dim, t.unsqueeze(dim)).squeeze(dim)  # (n, ...)
     if label_smoothing:
         rows = rows - label_smoothing / x.shape[dim] * (w * log_p).sum(dim)
-    return _reduce(torch.where(kept, rows, 0), reduction, wt.sum())
+    return reduce_rows(torch.where(kept, rows, 0), reduction, wt.sum())
 
 
 def cross_entropy_backward(
@@ -84,7 +82,7 @@ def cross_entropy_backward(
     """dy (n, ...) or (), x (n, C, ...), target (n, ...), weight (C,) -> dx (n, C, ...), and none for weight."""
     _refuse_weight(needs)
     dim, kept, t, wt, w = _targets(x, target, weight, ignore_index)
-    g = torch.where(kept, _row_gradient(dy, reduction, wt.sum()), 0)  # (n, ...)
+    g = torch.where(kept, row_gradient(dy, reduction, wt.sum()), 0)  # (n, ...)
     q = torch.zeros_like(x).scatter(dim, t.unsqueeze(dim), ((1 - label_smoothing) * wt).unsqueeze(dim))
     q = q + label_smoothing / x.shape[dim] * w  # (n, C, ...)
     return g.unsqueeze(dim) * (q.sum(dim, keepdim=True) * softmax_forward(x, dim) - q), None
@@ -116,10 +114,6 @@ def _class_weights(x: Tensor, weight: Tensor | None, dim: int) -> Tensor:
     return w.reshape(-1, *[1] * (x.dim() - 1 - dim))
 
 
-def _kernel_usable(*args) -> bool:
-    return not torch._C._are_functorch_transforms_active()  # ATen's mix of operations has gaps under vmap
-
-
 def _kernel_forward(x, target, weight, ignore_index, label_smoothing, reduction):
     number = REDUCTIONS.index(reduction)
     return aten.cross_entropy_loss(x, target, weight, number, ignore_index, label_smoothing)
@@ -132,7 +126,7 @@ def _kernel_backward(dy, x, target, weight, ignore_index, label_smoothing, reduc
     kept = target != ignore_index
     t = target * kept
     wt = kept if weight is None else torch.where(kept, weight[t].to(p.dtype), 0)  # (n, ...)
-    g = torch.where(kept, _row_gradient(dy.to(p.dtype), reduction, wt.sum()), 0).unsqueeze(dim)  # (n, 1, ...)
+    g = torch.where(kept, row_gradient(dy.to(p.dtype), reduction, wt.sum()), 0).unsqueeze(dim)  # (n, 1, ...)
     hit = g if weight is None else g * wt.unsqueeze(dim)
     t = t.unsqueeze(dim)
     if not label_smoothing:
@@ -147,7 +141,7 @@ def _times(p: Tensor, scale: Tensor) -> Tensor:
     """p * scale, in the place of p, which is (n, C, ...); scale (n, 1, ...)."""
     # Not in place under vmap (torch.func's, or autograd's for batched gradients): scale may have a batch
     # dimension that p lacks.
-    vmapped = torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(scale)
+    vmapped = not outside_transforms() or is_legacy_batchedtensor(scale)
     return p * scale if vmapped else p.mul_(scale)
 
 
@@ -156,7 +150,7 @@ cross_entropy = Op(
     cross_entropy_backward,
     outputs="y",
     grads="x weight",
-    kernel=Kernel(_kernel_forward, _kernel_backward, _kernel_usable),
+    kernel=Kernel(_kernel_forward, _kernel_backward, outside_transforms),
     autocast={"cpu": "float32", "cuda": "float32"},
 )
 
@@ -169,9 +163,9 @@ def soft_cross_entropy_forward(
 ) -> Tensor:
     """x and target (n, C, ...) or (C,), weight (C,) -> y (n, ...) or ()."""
     dim = _class_dim(x)
-    q = _class_weights(x, weight, dim) * _smooth(target, label_smoothing, dim)
+    q = _class_weights(x, weight, dim) * smooth(target, label_smoothing, dim)
     rows = -(q * log_softmax_forward(x, dim)).sum(dim)  # (n, ...)
-    return _reduce(rows, reduction, rows.numel())
+    return reduce_rows(rows, reduction, rows.numel())
 
 
 def soft_cross_entropy_backward(
@@ -187,7 +181,7 @@ def soft_cross_entropy_backward(
     dim, w, g = _soft_targets(dy, x, weight, reduction)
     dx = dtarget = dweight = None
     if "x" in needs:
-        q = w * _smooth(target, label_smoothing, dim)
+        q = w * smooth(target, label_smoothing, dim)
         dx = g * (q.sum(dim, keepdim=True) * softmax_forward(x, dim) - q)
     if "target" in needs or "weight" in needs:
         surprise = -g * log_softmax_forward(x, dim)
@@ -195,7 +189,8 @@ def soft_cross_entropy_backward(
     return dx, dtarget, dweight
 
 
-def _smooth(target: Tensor, label_smoothing: float, dim: int) -> Tensor:
+def smooth(target: Tensor, label_smoothing: float, dim: int) -> Tensor:
+    """Mix target (n, C, ...) with the uniform distribution over its C classes."""
     if not label_smoothing:
         return target
     return (1 - label_smoothing) * target + label_smoothing / target.shape[dim]
@@ -205,7 +200,7 @@ def _soft_targets(dy, x, weight, reduction):
     """The class dimension, the class weights (C, 1...), and each row's gradient (n, 1, ...) or ()."""
     dim = _class_dim(x)
     g = dy.unsqueeze(dim) if reduction == "none" else dy
-    return dim, _class_weights(x, weight, dim), _row_gradient(g, reduction, x.numel() // x.shape[dim])
+    return dim, _class_weights(x, weight, dim), row_gradient(g, reduction, x.numel() // x.shape[dim])
 
 
 def _target_gradients(surprise, target, w, label_smoothing, dim, needs):
@@ -214,7 +209,7 @@ def _target_gradients(surprise, target, w, label_smoothing, dim, needs):
     if "target" in needs:
         dtarget = (1 - label_smoothing) * w * surprise
     if "weight" in needs:
-        dweight = (surprise * _smooth(target, label_smoothing, dim)).sum_to_size(w.shape).reshape(-1)
+        dweight = (surprise * smooth(target, label_smoothing, dim)).sum_to_size(w.shape).reshape(-1)
     return dtarget, dweight
 
 
@@ -246,7 +241,7 @@ soft_cross_entropy = Op(
     outputs="y",
     grads="x target weight",
     keep_for={"target": "x weight", "weight": "x target"},
-    kernel=Kernel(_soft_kernel_forward, _soft_kernel_backward, _kernel_usable),
+    kernel=Kernel(_soft_kernel_forward, _soft_kernel_backward, outside_transforms),
     autocast={"cpu": "float32", "cuda": "float32"},
 )
 
@@ -260,7 +255,7 @@ def nll_loss_forward(
     """x (n, C, ...) or (C,), target (n, ...) or (), weight (C,) -> y (n, ...) or ()."""
     dim, kept, t, wt, _ = _targets(x, target, weight, ignore_index)
     picked = x.gather(dim, t.unsqueeze(dim)).squeeze(dim)
-    return _reduce(torch.where(kept, -wt * picked, 0), reduction, wt.sum())
+    return reduce_rows(torch.where(kept, -wt * picked, 0), reduction, wt.sum())
 
 
 def nll_loss_backward(
@@ -274,7 +269,7 @@ def nll_loss_backward(
 ) -> tuple[Tensor]:
     """dy (n, ...) or (), target (n, ...), weight (C,) -> dx (n, C, ...)."""
     dim, kept, t, wt, _ = _targets(dy.new_zeros(()).expand(x_shape), target, weight, ignore_index)
-    hit = torch.where(kept, -wt * _row_gradient(dy, reduction, wt.sum()), 0)
+    hit = torch.where(kept, -wt * row_gradient(dy, reduction, wt.sum()), 0)
     return (dy.new_zeros(x_shape).scatter(dim, t.unsqueeze(dim), hit.unsqueeze(dim)),)
 
 
@@ -287,7 +282,7 @@ def _nll_kernel_backward(dy, target, weight, ignore_index, reduction, x_shape, n
     if is_legacy_batchedtensor(dy):
         return nll_loss_backward(dy, target, weight, ignore_index, reduction, x_shape, needs)
     dim, kept, t, wt, _ = _targets(dy.new_zeros(()).expand(x_shape), target, weight, ignore_index)
-    hit = torch.where(kept, -wt * _row_gradient(dy, reduction, wt.sum()), 0)
+    hit = torch.where(kept, -wt * row_gradient(dy, reduction, wt.sum()), 0)
     return (dy.new_zeros(x_shape).scatter_(dim, t.unsqueeze(dim), hit.to(dy.dtype).unsqueeze(dim)),)
 
 
@@ -296,6 +291,6 @@ nll_loss = Op(
     nll_loss_backward,
     outputs="y",
     grads="x",
-    kernel=Kernel(_nll_kernel_forward, _nll_kernel_backward, _kernel_usable),
+    kernel=Kernel(_nll_kernel_forward, _nll_kernel_backward, outside_transforms),
     autocast={"cpu": "float32", "cuda": "float32"},
 )

@@ -60,7 +60,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
 from bptools.ops._reduction import REDUCTIONS, reduce_rows, row_gradient
 from bptools.ops.distance import norm_slope, pairwise_distance_forward
 from bptools.ops.likelihood_loss import logit_rows, logit_slope, logit_target_slope, weighted
@@ -327,10 +327,6 @@ def multi_margin_loss_backward(
     return (torch.where(other, e, -e.sum(1, keepdim=True)),)
 
 
-def _plain(*args) -> bool:
-    return not torch._C._are_functorch_transforms_active()  # which has no rule for this kernel
-
-
 multi_margin_loss = Op(
     multi_margin_loss_forward,
     multi_margin_loss_backward,
@@ -343,7 +339,9 @@ multi_margin_loss = Op(
         lambda dy, x, target, weight, p, margin, reduction, needs: (
             aten.multi_margin_loss_backward(dy, x, target, p, margin, _as(x, weight), REDUCTIONS.index(reduction)),
         ),
-        usable=lambda x, *args: x.numel() > 0 and _plain(),  # of nothing torch gives what was in memory
+        usable=lambda x, *args: (
+            x.numel() > 0 and outside_transforms()
+        ),  # of nothing torch gives what was in memory
     ),
     autocast=FLOAT32,
 )
@@ -393,7 +391,7 @@ multilabel_margin_loss = Op(
     kernel=Kernel(
         lambda x, target, reduction: aten.multilabel_margin_loss(x, target, REDUCTIONS.index(reduction)),
         _multilabel_kernel_backward,
-        _plain,
+        outside_transforms,
     ),
     autocast=FLOAT32,
 )

@@ -33,7 +33,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
 from bptools.ops._windows import Ints, like_input, output_size, windows
 
 aten = torch.ops.aten
@@ -227,7 +227,7 @@ fractional_max_pool = Op(
     kernel=Kernel(
         _fractional_kernel_forward,
         _fractional_kernel_backward,
-        usable=lambda *args: not torch._C._are_functorch_transforms_active(),  # no vmap rule
+        usable=outside_transforms,
     ),
     trace="kernel",
     autocast={"cpu": "float32"},

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bptools.ops._core import EVERY, Kernel, Op
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
 from bptools.ops.linear import rows
 
 # Q(k) of the normal distribution at 8 steps below and 7 above one half, over their largest.
@@ -187,7 +187,7 @@ nf4_linear = Op(
     kernel=Kernel(
         _kernel_forward,
         _kernel_backward,
-        usable=lambda *args: not torch._C._are_functorch_transforms_active(),  # it writes to what it made
+        usable=outside_transforms,  # it writes to what it made
     ),
     autocast={"cpu": "lower", "cuda": "lower"},
 )

@@ -26,8 +26,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bptools.ops._core import EVERY, Kernel, Op
-from bptools.ops.activation import outside_transforms, pointwise
+from bptools.ops._core import EVERY, Kernel, Op, outside_transforms
+from bptools.ops.activation import pointwise
 
 aten = torch.ops.aten
 
@@ -179,7 +179,7 @@ prelu = Op(
 
 def draw_slopes(x: Tensor, lower: float, upper: float) -> Tensor:
     """x (...) -> slope (...): 1 where x > 0, elsewhere uniform numbers, those that torch's rrelu would draw."""
-    if torch._C._are_functorch_transforms_active():  # ATen's has no rule for vmap, but draws these very numbers
+    if not outside_transforms():  # ATen's has no rule for vmap, but draws these very numbers
         drawn = lower + (upper - lower) * torch.rand(x.numel(), dtype=torch.float64, device=x.device)
         place = (x <= 0).flatten().cumsum(0) - 1  # one for each that is not positive, in their order
         return torch.where(x <= 0, drawn[place].reshape(x.shape), 1).to(x.dtype)
