@@ -16,7 +16,17 @@ PACKED = (2, 2, 1)
 def theirs(name: str) -> Callable[..., tuple[Tensor, ...]]:
     """Torch's function, which takes a packed sequence by position and knows no checkpoints."""
 
-    def call(input, hx, params, *constants, batch_sizes=None, checkpoint_every=None):
+    def call(*args, **options):
+        # Under autocast oneDNN's LSTM raises on a processor for which it has no bfloat16.
+        enabled = torch._C._get_mkldnn_enabled()
+        if torch.is_autocast_enabled("cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            torch._C._set_mkldnn_enabled(False)
+        try:
+            return layer(*args, **options)
+        finally:
+            torch._C._set_mkldnn_enabled(enabled)
+
+    def layer(input, hx, params, *constants, batch_sizes=None, checkpoint_every=None):
         hx, plain = tuple(hx) if name == "lstm" else hx, getattr(torch, name)
         if batch_sizes is None:
             return plain(input, hx, list(params), *constants, False)
