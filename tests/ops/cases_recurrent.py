@@ -17,12 +17,15 @@ def theirs(name: str) -> Callable[..., tuple[Tensor, ...]]:
     """Torch's function, which takes a packed sequence by position and knows no checkpoints."""
 
     def call(*args, **options):
-        # Under autocast oneDNN's LSTM raises on a processor for which it has no bfloat16.
-        enabled = torch._C._get_mkldnn_enabled()
-        if torch.is_autocast_enabled("cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            torch._C._set_mkldnn_enabled(False)
-        try:
+        packed = options.get("batch_sizes") is not None
+        onednn = name == "lstm" and not packed and torch.is_autocast_enabled("cpu")
+        if not onednn or torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return layer(*args, **options)
+        # Here oneDNN's LSTM raises, as the processor has no bfloat16: elsewhere it returns that.
+        enabled = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return tuple(t.bfloat16() for t in layer(*args, **options))
         finally:
             torch._C._set_mkldnn_enabled(enabled)
 
