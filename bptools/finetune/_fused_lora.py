@@ -1,11 +1,14 @@
-"""peft's LoRA layer, on the op that keeps its input alone. Imported on first use, as it imports peft."""
+"""peft's LoRA layers: linear ones on the op that keeps its input alone, attention without writes to its weights.
+
+Imported on first use, as it imports peft.
+"""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora.layer import Linear
+from peft.tuners.lora.layer import Linear, LoraLayer, MultiheadAttention
 from torch import Tensor, nn
 
 import bptools.nn
@@ -51,6 +54,38 @@ class FusedLinear(Linear):
         if not torch.is_autocast_enabled(x.device.type) and x.dtype is not base.weight.dtype:
             return None  # peft says what it says of this
         return Update(a.weight, b.weight, float(self.scaling[name]), getattr(dropout, "p", 0.0))
+
+
+class FusedMultiheadAttention(MultiheadAttention):
+    """`peft.tuners.lora.layer.MultiheadAttention`, which computes with the sum and leaves its parameters alone.
+
+    peft's adds the update to the weights and takes it off again at each forward pass, so that frozen weights
+    gather rounding errors, and makes new parameters whenever modules are listed, which no optimizer holds.
+    """
+
+    def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Apply the layer."""
+        base = self.get_base_layer()
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or not active:
+            return base(query, *args, **kwargs)
+        self._check_forward_args(query, *args, **kwargs)
+        out = base.out_proj
+        weights = {
+            "in_proj_weight": _updated(base.in_proj_weight, self, active),
+            "out_proj.base_layer.weight": _updated(out.weight, out, active),
+        }
+        return torch.func.functional_call(base, weights, (query, *args), kwargs)
+
+    def _restore_weights(self) -> None:
+        if "in_proj_weight" not in self.get_base_layer()._parameters:
+            super()._restore_weights()
+
+
+def _updated(weight: Tensor, layer: LoraLayer, adapters: list[str]) -> Tensor:
+    for name in adapters:
+        weight = weight + layer.get_delta_weight(name).to(weight.dtype)
+    return weight
 
 
 def _observed(module: nn.Module) -> bool:

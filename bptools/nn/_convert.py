@@ -25,12 +25,12 @@ def convert(model: Module) -> list[str]:
     Raises:
         TypeError: if model is not a module.
     """
-    return _change(model, "convert", {theirs: ours for ours, theirs in _pairs()})
+    return change_classes(model, "convert", {theirs: ours for ours, theirs in _pairs()})
 
 
 def revert(model: Module) -> list[str]:
     """Undo `convert`: every module of bptools.nn becomes torch.nn's again, in place; its arguments and results."""
-    return _change(model, "revert", dict(_pairs()))
+    return change_classes(model, "revert", dict(_pairs()))
 
 
 def _pairs() -> list[tuple[type[Module], type[Module]]]:
@@ -39,7 +39,8 @@ def _pairs() -> list[tuple[type[Module], type[Module]]]:
     return [(ours, theirs) for ours, theirs in named if isinstance(theirs, type) and theirs in ours.__mro__[1:]]
 
 
-def _change(model: Module, name: str, classes: dict[type[Module], type[Module]]) -> list[str]:
+def change_classes(model: Module, name: str, classes: dict[type[Module], type[Module]]) -> list[str]:
+    """Give each module whose exact class is a key of classes that key's value; return names, as `convert` does."""
     if not isinstance(model, Module):
         raise TypeError(f"{name}: model must be a torch.nn.Module, got {type(model).__name__}")
     changed = []
