@@ -1,9 +1,10 @@
 """Layer-wise learning rates, by how deep each parameter lies: from the order in which the blocks of a model run.
 
 A *block* is the largest module worth one learning rate: a residual block, an encoder layer, a lone
-convolution. Plain containers are opened, and so is any module that holds a stack, that is, two or more
-modules of one class with children of their own. Norms join the block that ran before them, and parameters
-outside every block (class tokens, position embeddings) lie at depth 0.
+convolution. Plain containers are opened, and so is any module that holds a stack: two or more modules of one
+class with several weights each, or a list of such, be it of one. Norms join the block that ran before them.
+Embeddings, and parameters outside every block (class tokens, position embeddings), lie at depth 0; a weight that
+serves in several places lies at the first.
 
 Sources: Howard and Ruder, arXiv 1801.06146 (discriminative rates); Clark et al., arXiv 2003.10555 (layer-wise
 decay).
@@ -22,9 +23,17 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
+def _is_layer(module: nn.Module) -> bool:
+    """Whether ``module`` is one weight with what belongs to it: a norm and an activation, or peft's adapter."""
+    weights = [m for m in module.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
+    return len(weights) <= 1 or hasattr(module, "base_layer")
+
+
 def _is_stack(module: nn.Module) -> bool:
     children = list(module.children())
-    return len(children) > 1 and len({type(c) for c in children}) == 1 and any(children[0].children())
+    enough = len(children) > (0 if type(module) is nn.ModuleList else 1)
+    one_class = len({type(c) for c in children}) == 1
+    return enough and one_class and type(children[0]) not in CONTAINERS and not _is_layer(children[0])
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -74,17 +83,21 @@ def parameter_depths(model: nn.Module, example: Any) -> dict[str, int]:
         for module, mode in modes.items():
             module.training = mode
 
-    depth_of, depth = {}, -1
-    for name in dict.fromkeys(order):  # a block that runs twice keeps its first place
-        only_vectors = all(p.ndim <= 1 for p in blocks[name].parameters())
-        depth += 0 if only_vectors and depth >= 0 else 1
-        depth_of[name] = depth
-    inside = {
-        f"{name}.{inner}": depth_of.get(name, max(depth, 0))
-        for name, block in blocks.items()
-        for inner, _ in block.named_parameters()
-    }
-    return {name: inside.get(name, 0) for name, _ in model.named_parameters()}
+    depth_of, depth, at = {}, 0, 0
+    for place, name in enumerate(dict.fromkeys(order)):  # a block that runs twice keeps its first place
+        block = blocks[name]
+        if isinstance(block, nn.Embedding):
+            at = 0
+        elif place and any(p.ndim > 1 for p in block.parameters()):
+            depth = at = depth + 1
+        for parameter in block.parameters():
+            depth_of.setdefault(parameter, at)
+    for block in blocks.values():
+        for parameter in block.parameters():
+            depth_of.setdefault(parameter, depth)
+    depths = {name: depth_of.get(parameter, 0) for name, parameter in model.named_parameters()}
+    rank = {depth: place for place, depth in enumerate(sorted(set(depths.values())))}
+    return {name: rank[depth] for name, depth in depths.items()}
 
 
 def layerwise_groups(
