@@ -1,72 +1,44 @@
 """One optimizer step, done right: accumulate, unscale, clip, step, schedule.
 
-A step takes a *window* of batches and treats it as one large batch: each batch's mean loss is weighed by its
-share of the window's samples, so unequal batches and a short last window give the gradient of the whole.
+A step takes a *window* of batches and treats it as one large batch, over all processes: each batch's mean loss is
+weighed by its share of the window's items (samples, or tokens that count), so unequal batches and a short last
+window give the gradient of the whole. The mean of the batches' means does not: with 500, 20, 20 and 20 tokens its
+gradient is more than twice too long.
+
+A step that cannot be taken leaves weights, optimizer and running statistics as they were. One that does not fit in
+memory is taken in smaller pieces.
 """
 
+import logging
 import math
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LRScheduler
 
-from .errors import InputError
+from bptools import memory
+from bptools.optim import StepInBackward
 
-AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-Batch = tuple[Tensor, Tensor]
+from .batches import Batch, LossFn, count_samples, split_batch, to_device, windows
+from .devices import AMP_DTYPES, resolve_amp, resolve_device
+from .distributed import Parallel
+from .ema import Ema
+from .errors import InputError, one_line
+from .norms import Movement, clip_gradients, number
+from .rewind import Rewind
 
+__all__ = ["StepResult", "Stepper", "resolve_amp", "resolve_device", "windows"]
 
-def resolve_amp(amp: str, device: torch.device | str) -> str:
-    """Return ``amp``, with ``"auto"`` replaced by what the device does fast.
-
-    That is fp16 on CUDA; bf16 on a CPU for which oneDNN has bf16 kernels (AVX-512 and up; elsewhere torch falls
-    back on loops that took five times float32's time here); and off on other CPUs.
-
-    Raises:
-        ValueError: If ``amp`` is not ``"auto"``, ``"bf16"``, ``"fp16"`` or ``"off"``.
-    """
-    if amp == "auto":
-        if torch.device(device).type == "cuda":
-            return "fp16"
-        fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return "bf16" if fast else "off"
-    if amp not in AMP_DTYPES:
-        raise ValueError(f"amp: expected one of auto, bf16, fp16, off, got {amp!r}")
-    return amp
-
-
-def resolve_device(device: str) -> str:
-    """Return ``device``, with ``"auto"`` replaced by CUDA where there is one and the CPU elsewhere.
-
-    Raises:
-        InputError: If there is no such device.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).item()  # the meta device fails here
-    except (RuntimeError, AssertionError) as error:
-        sentence = str(error).splitlines()[0].split(". ")[0]
-        raise InputError(f"--device {device}: {textwrap.shorten(sentence, 120)}") from error
-    return device
-
-
-def windows(batches: Iterable[Batch], accumulate: int) -> Iterator[list[Batch]]:
-    """Yield lists of ``accumulate`` batches; the last list may be shorter, and is neither padded nor dropped."""
-    if accumulate < 1:
-        raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
-    window: list[Batch] = []
-    for batch in batches:
-        window.append(batch)
-        if len(window) == accumulate:
-            yield window
-            window = []
-    if window:
-        yield window
+LOG = logging.getLogger("bptools.finetune")
+LONE = Parallel()
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")  # CPU, Windows, CUDA's libraries
+LEAST_SCALE = 2.0**-10  # a gradient that overflows at that is not finite at any
 
 
 @dataclass(frozen=True)
@@ -74,55 +46,107 @@ class StepResult:
     """What one step did.
 
     Attributes:
-        loss: Mean loss over the window's samples, unscaled.
-        norm: Norm of the gradient before clipping.
-        clipped: Whether the gradient was scaled down.
+        loss: Mean loss over the window's items, in all processes.
+        norm: Norm of the gradient before clipping; NaN where the step was taken within the backward pass, as there
+            is no whole gradient then.
+        clipped: Share of the gradient that was clipped, 0 to 1: all of it or nothing by norm, the share of its
+            elements by value, of the units (rows, channels) where it is adaptive.
         skipped: Whether the scaler skipped the step because a gradient was not finite.
-        samples: Samples in the window.
+        samples: Items in the window, in all processes.
+        ratios: For each parameter group the norm of the update over that of the weights, 0 where nothing trains;
+            empty if it was not measured.
     """
 
     loss: float
     norm: float
-    clipped: bool
+    clipped: float
     skipped: bool
     samples: int
+    ratios: tuple[float, ...] = ()
 
 
 class Stepper:
     """Owns the order of an optimizer step, with its gradient scaler and schedule.
 
     Args:
-        model: Maps inputs ``(n, ...)`` to outputs ``(n, classes)``.
+        model: The model, on ``device``.
         optimizer: Steps the model's parameters.
-        loss_fn: Maps float32 outputs and targets ``(n,)`` to the *mean* loss of the batch.
+        loss_fn: Called under autocast with what to call in the model's place and a batch on ``device``; returns
+            the *mean* loss over the batch's items. :func:`supervised` makes one.
+        count: Returns the number of items of a batch; see :func:`count_samples` and :func:`count_tokens`.
         amp: ``"bf16"``, ``"fp16"`` (with a gradient scaler) or ``"off"``.
-        clip: Largest gradient norm, or ``None`` for no clipping.
+        clip: The limit of clipping, or ``None`` for no clipping.
+        clip_by: What is limited: ``"norm"``, the norm of the whole gradient; ``"value"``, each element;
+            ``"adaptive"``, the norm of each unit's gradient as a part of its weights' norm.
+        clip_exclude: Parameters whose gradients clipping leaves as they are; adaptive clipping is not for the last
+            layer's.
         device: Where batches are moved before they are used.
+        ema: Updated after each step that was not skipped.
+        lean: Keep less for the backward pass, by :func:`bptools.lean`.
+        in_backward: Step each parameter within the backward pass and free its gradient, by
+            :class:`bptools.optim.StepInBackward`. Windows are then of one batch.
+        ratios_every: Measure the ratio of update and weights on each step that is a multiple of this; 0 for never.
+        parallel: The processes that take each step together, each with its own part of each batch.
 
     Attributes:
+        model: The model itself.
+        module: What is called: the model, or what wraps it for several processes.
         schedule: Stepped after each step that the scaler did not skip; set one for each phase.
+        most: The most samples that are passed through at once, since more did not fit in memory; ``None`` before.
+
+    Raises:
+        ValueError: If an option is none of these or contradicts another.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        loss_fn: LossFn,
         *,
+        count: Callable[[Batch], int] = count_samples,
         amp: str = "off",
         clip: float | None = None,
+        clip_by: str = "norm",
+        clip_exclude: Iterable[nn.Parameter] = (),
         device: torch.device | str = "cpu",
+        ema: Ema | None = None,
+        lean: bool = False,
+        in_backward: bool = False,
+        ratios_every: int = 0,
+        parallel: Parallel = LONE,
     ):
         if clip is not None and not clip > 0:
-            raise ValueError(f"clip: expected a positive norm or None, got {clip}")
+            raise ValueError(f"clip: expected a positive number or None, got {clip}")
+        if clip_by not in ("norm", "value", "adaptive"):
+            raise ValueError(f"clip_by: expected one of norm, value, adaptive, got {clip_by!r}")
+        if ratios_every < 0:
+            raise ValueError(f"ratios_every: expected 0 or more steps, got {ratios_every}")
         self.device = torch.device(device)
         self.amp = resolve_amp(amp, self.device)
         for name, parameter in model.named_parameters():
-            if self.amp == "fp16" and parameter.dtype == torch.float16:
+            if self.amp == "fp16" and parameter.requires_grad and parameter.dtype == torch.float16:
                 raise ValueError(f"model: expected float32 weights under fp16, got float16 in {name!r}")
-        self.model, self.optimizer, self.loss_fn, self.clip = model, optimizer, loss_fn, clip
+        fused = lean and any(group.get("fused") for group in optimizer.param_groups)
+        contradictions = (
+            (clip is not None, f"clip={clip}, which needs the whole gradient"),
+            (self.amp == "fp16", "amp='fp16', whose scaler may skip the step afterwards"),
+            (parallel.size > 1, f"{parallel.size} processes, whose gradients are exchanged first"),
+            (fused, "lean with a fused optimizer, which changes weights unseen"),
+        )
+        for wrong, what in contradictions:
+            if in_backward and wrong:
+                raise ValueError(f"in_backward: cannot be had with {what}")
+        self.model, self.optimizer, self.loss_fn, self.count = model, optimizer, loss_fn, count
+        self.clip, self.clip_by, self.clip_exclude = clip, clip_by, {id(p) for p in clip_exclude}
+        self.ema, self.ratios_every, self.parallel = ema, ratios_every, parallel
+        self.module = parallel.wrap(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self.schedule: LRScheduler | None = None
+        self.most: int | None = None
+        self.steps = 0
+        self._lean = memory.lean if lean else nullcontext
+        self._in_backward = StepInBackward(optimizer) if in_backward else None
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of this precision; a context without effect when it is off."""
@@ -131,55 +155,130 @@ class Stepper:
     def step(self, window: Sequence[Batch]) -> StepResult:
         """Take one optimizer step on all the batches of ``window``.
 
-        Raises:
-            FloatingPointError: If the gradient is not finite and no scaler is there to skip the step. The
-                weights are as before.
-        """
-        total = sum(len(targets) for _, targets in window)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = 0.0
-        for inputs, targets in window:
-            inputs = inputs.to(self.device, non_blocking=True)
-            targets = targets.to(self.device, non_blocking=True)
-            with self.autocast():
-                outputs = self.model(inputs)
-            loss = self.loss_fn(outputs.float(), targets) * (len(targets) / total)
-            self.scaler.scale(loss).backward()
-            loss_sum += loss.detach()  # stays on the device: one synchronisation a step, below
+        Where it runs out of memory, half as many samples are passed through at once, from here on, and the same
+        step is taken; a warning is logged. Batch norm then normalises with fewer samples.
 
+        Raises:
+            FloatingPointError: If the gradient is not finite and no scaler is there to skip the step, or it has
+                skipped dozens in a row. Weights, the optimizer's state and running statistics are as before.
+                Within the backward pass only the loss can be looked at.
+            InputError: If one sample by itself does not fit in memory; or a batch, where the step cannot be taken
+                again: within the backward pass, and with other processes, which wait for this one.
+            ValueError: If no item of the window counts, or it has several batches where ``in_backward``.
+        """
+        if self._in_backward and len(window) != 1:
+            raise ValueError(f"window: expected one batch, as in_backward steps on each, got {len(window)}")
+        (total,) = self.parallel.sum([sum(map(self.count, window))])
+        if not total:
+            raise ValueError(f"window: expected items that count, got none in {len(window)} batches")
+        self.steps += 1
+        measured = self.ratios_every and self.steps % self.ratios_every == 0
+        movement = Movement(self.optimizer) if measured else None
+        rewind = Rewind(self.model, self.device)
+        try:
+            loss = self._gradient(window, total, rewind)
+            norm, clipped, skipped = self._update(loss)
+        except FloatingPointError:
+            rewind.buffers()
+            raise
+        if skipped:
+            rewind.buffers()
+        else:
+            if self.schedule is not None:
+                self.schedule.step()
+            if self.ema is not None:
+                self.ema.update(self.model)
+        ratios = movement.ratios() if movement else ()
+        return StepResult(loss, norm, clipped, skipped, int(total), ratios)
+
+    def _gradient(self, window: Sequence[Batch], total: float, rewind: Rewind) -> float:
+        """Make the gradient of the window's mean loss, in pieces that fit in memory; return the loss."""
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                loss = self._accumulate([p for batch in window for p in split_batch(batch, self.most)], total)
+                return self.parallel.sum([float(loss)])[0]
+            except RuntimeError as error:
+                if not (isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in OUT_OF_MEMORY)):
+                    raise
+                traceback.clear_frames(error.__traceback__)  # they hold what was computed so far
+                largest = max(map(count_samples, window))
+                self._halve(largest if self.most is None else min(largest, self.most), error)
+            rewind.buffers()
+            rewind.random()
+
+    def _accumulate(self, pieces: Sequence[Batch], total: float) -> float | Tensor:
+        """Add up the gradients of ``pieces``; return their part of the mean loss, still on the device."""
+        others = self.parallel.size > 1  # who wait for each of this process's parts
+        counted = [(piece, count) for piece in pieces if (count := self.count(piece)) or others]
+        loss_sum = 0.0
+        for i, (piece, count) in enumerate(counted, 1):
+            with self.parallel.accumulating(self.module, last=i == len(counted)):
+                with self.autocast(), self._lean():
+                    loss = self.loss_fn(self.module, to_device(piece, self.device))
+                loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
+                if not count:
+                    loss = loss.nan_to_num(0.0, 0.0, 0.0)  # the mean of nothing, whose gradient is 0 then
+                loss_sum += loss.detach() * (count / total)
+                self._backward(loss * (count / total * self.parallel.size))  # DDP and FSDP average
+        return loss_sum
+
+    def _backward(self, loss: Tensor) -> None:
+        if not self._in_backward:
+            self.scaler.scale(loss).backward()
+            return
+        if not loss.isfinite():
+            raise FloatingPointError(f"loss is {loss.item()}; the step was not taken. Lower the learning rate")
+        with self._in_backward:
+            loss.backward()
+
+    def _halve(self, samples: int, error: RuntimeError) -> None:
+        """Have half of the ``samples`` that were too many be the most."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        reason = f"does not fit in memory ({one_line(error)})"
+        if samples == 1:
+            raise InputError(f"--batch-size: one sample by itself {reason}") from error
+        if self._in_backward or self.parallel.size > 1:
+            raise InputError(f"--batch-size: a batch of {samples} {reason}; choose a smaller one") from error
+        self.most = (samples + 1) // 2
+        normed = any(isinstance(m, _BatchNorm) and m.training for m in self.model.modules())
+        note = "; batch norm sees no more either" if normed else ""
+        LOG.warning("out of memory: micro-batches are cut in %d samples or less from here on%s", self.most, note)
+
+    def _update(self, loss: float) -> tuple[float, float, bool]:
+        """Unscale, clip and step; return the norm before clipping, the share clipped, whether it was skipped."""
+        if self._in_backward:
+            return math.nan, 0.0, False
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm([p.grad for p in parameters])
-        loss_value, norm_value = float(loss_sum), float(norm)
-        finite = math.isfinite(norm_value)
-        if not finite and not self.scaler.is_enabled():
-            raise FloatingPointError(
-                f"gradient norm is {norm_value} at loss {loss_value:.4g}; the step was not taken. "
-                "Lower the learning rate or clip"
-            )
-        clipped = self.clip is not None and finite and norm_value > self.clip
-        if clipped:
-            clip_grads_with_norm_(parameters, self.clip, norm)
-
-        scale = self.scaler.get_scale()
+        total_norm = get_total_norm([p.grad for p in parameters])
+        norm, scale = number(total_norm), self.scaler.get_scale()
+        finite = not self.parallel.any(not math.isfinite(norm + loss))
+        if not finite and (not self.scaler.is_enabled() or scale < LEAST_SCALE):
+            what = f"gradient norm is {norm} at loss {loss:.4g}"
+            raise FloatingPointError(f"{what}; the step was not taken. Lower the learning rate or clip")
+        clipped = 0.0
+        if finite and self.clip is not None:
+            chosen = [p for p in parameters if id(p) not in self.clip_exclude]
+            clipped = clip_gradients(chosen, self.clip, self.clip_by, total_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        skipped = self.scaler.get_scale() < scale
-        if self.schedule is not None and not skipped:
-            self.schedule.step()
-        return StepResult(loss_value, norm_value, clipped, skipped, total)
+        return norm, clipped, self.scaler.get_scale() < scale
 
     def state_dict(self) -> dict:
-        """Return the states of optimizer, scaler and schedule."""
+        """Return the states of scaler and schedule, and the counts; optimizer and averages have their own."""
         return {
-            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "steps": self.steps,
+            "most": self.most,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what :meth:`state_dict` returned; enter the phase and set its schedule first."""
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
+        self.steps, self.most = state["steps"], state["most"]
