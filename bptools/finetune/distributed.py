@@ -1,12 +1,12 @@
 """The same training by several processes: data parallel (DDP) or sharded (FSDP2), started by torchrun.
 
-Every process builds the same model from the same seed, reads the same list of batches, and takes its share of each,
-so that all together compute what one would. Both ways average gradients over the processes: a loss that is a share
-of the whole window's has to be multiplied by the number of processes. Batch norms exchange their statistics.
+Every process builds the same model from the same seed, reads the same list of batches, and takes its share of
+each, so that all together compute what one would. Both ways average gradients over the processes: a loss that is a
+share of the whole window's has to be multiplied by the number of processes. Batch norms exchange statistics.
 
 The order matters. Freeze before wrapping, and wrap anew after unfreezing: DDP exchanges what was trainable when it
-was made, and leaves the rest different on every process in silence. Wrap before making the optimizer: FSDP puts new
-parameters, which are DTensors, in the place of the old ones. (DDP keeps them.)
+was made, and lets the rest drift apart on every process in silence. Wrap before making the optimizer: FSDP puts
+new parameters, which are DTensors, in the place of the old ones. (DDP keeps them.)
 
 Sources: Li et al., arXiv 2006.15704 (DDP); Zhao et al., arXiv 2304.11277 (FSDP).
 """
@@ -45,7 +45,7 @@ LOST = re.compile(r"gloo|nccl|connection|peer|timed? ?out", re.IGNORECASE)
 
 
 @contextmanager
-def _peer_errors() -> Iterator[None]:
+def peer_errors() -> Iterator[None]:
     """Turn what the process group raises where another process is gone or late into one line."""
     try:
         yield
@@ -95,7 +95,7 @@ def _units(model: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class Parallel:
-    """This process among those that train together; ``Parallel()`` is a lone one.
+    """One process among those that train together; ``Parallel()`` is a lone one.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -131,9 +131,11 @@ class Parallel:
         if self.kind == "none":
             return model
         _synchronise_norms(model)
-        with _peer_errors(), torch.no_grad():
+        with peer_errors(), torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
-                dist.broadcast(tensor, 0)
+                values = tensor.contiguous()
+                dist.broadcast(values, 0)
+                tensor.copy_(values)
         if self.kind == "ddp":
             return self._data_parallel(model)
         mesh = init_device_mesh(torch.device(self.device).type, (self.size,))
@@ -156,7 +158,7 @@ class Parallel:
     def _data_parallel(self, model: nn.Module) -> nn.Module:
         if not any(p.requires_grad for p in model.parameters()):
             return model
-        with _peer_errors():
+        with peer_errors():
             return _DataParallel(model, device_ids=[self.device] if self.device.startswith("cuda") else None)
 
     @contextmanager
@@ -165,7 +167,7 @@ class Parallel:
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(last)
         waits = isinstance(module, _DataParallel) and not last
-        with _peer_errors(), module.no_sync() if waits else nullcontext():
+        with peer_errors(), module.no_sync() if waits else nullcontext():
             yield
 
     def share(self, batch: Sequence[T]) -> Sequence[T]:
@@ -185,7 +187,7 @@ class Parallel:
         """Return the sums of ``values`` over all processes, in float64."""
         if self.size == 1:
             return list(values)
-        with _peer_errors():
+        with peer_errors():
             total = torch.tensor(values, dtype=torch.float64, device=self.device)
             dist.all_reduce(total)
             return total.tolist()
@@ -198,7 +200,7 @@ class Parallel:
         """Return the ``value`` of the first process."""
         if self.size == 1:
             return value
-        with _peer_errors():
+        with peer_errors():
             box = [value]
             dist.broadcast_object_list(box, 0)
             return box[0]
@@ -207,7 +209,7 @@ class Parallel:
         """Return the ``value`` of each process, by rank."""
         if self.size == 1:
             return [value]
-        with _peer_errors():
+        with peer_errors():
             values: list[Any] = [None] * self.size
             dist.all_gather_object(values, value)
             return values
@@ -257,7 +259,7 @@ def parallel_from_env(kind: str = "auto", device: str = "cpu") -> Parallel:
         device = f"cuda:{local_rank}"
         on = torch.device(device)
     if not dist.is_initialized():
-        with _peer_errors():
+        with peer_errors():
             dist.init_process_group("nccl" if on else "gloo", timeout=PATIENCE, device_id=on)
     return Parallel(rank, size, local_rank, kind, device)
 
@@ -268,7 +270,7 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def job_time(parallel: Parallel = Parallel()) -> str:  # noqa: B008
+def job_time(parallel: Parallel = Parallel()) -> str:
     """Return a date and time that can name a job: ``"2026-01-31_23-59-59"``.
 
     Processes of torchrun all get the time at which it was started, also after it has started them again, so that
