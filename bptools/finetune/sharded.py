@@ -1,8 +1,8 @@
 """Checkpoints that all processes write together, and that any number of processes can read.
 
-Each process writes its own share of the tensors by ``torch.distributed.checkpoint``, into a folder with a temporary
-name. When all files are on the disk, the first process lists their sizes in a manifest and renames the folder, so a
-crash at any time leaves the checkpoint before. The folder has to be on a disk that all processes see.
+Each process writes its own share of the tensors by ``torch.distributed.checkpoint``, into a folder with a
+temporary name. When all files are on the disk, the first process lists their sizes in a manifest and renames the
+folder, so a crash at any time leaves the checkpoint before. All processes have to see the same disk.
 
 What is read is tensors and plain values, no code: torch pickles a description of the tensors, which is read here
 with a list of what it may name.
@@ -113,12 +113,13 @@ def _describe(folder: Path) -> Metadata:
     return metadata
 
 
-def _parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the optimizer's parameters, group by group, with their names in the model."""
+def _named_groups(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[dict[str, Any], dict[str, nn.Parameter]]]:
+    """Yield each group of the optimizer and its parameters, by their names in the model."""
     names = {id(p): name for name, p in model.named_parameters()}
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield names[id(parameter)], parameter
+        yield group, {names[id(p)]: p for p in group["params"]}
 
 
 def _encode(plain: dict[str, Any]) -> Tensor:
@@ -143,10 +144,8 @@ def _empty(
     """Return memory for an optimizer's state of ``parameter``, sharded as it is and placed as torch places it."""
     if entry is None:
         return torch.empty(0)
-    dtype, counts = (
-        entry.properties.dtype,
-        key == "step" and not (options.get("capturable") or options.get("fused")),
-    )
+    dtype = entry.properties.dtype
+    counts = key == "step" and not (options.get("capturable") or options.get("fused"))
     if entry.size == parameter.shape and not counts:
         return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
     return torch.empty(entry.size, dtype=dtype, device="cpu" if counts else parameter.device)
@@ -160,7 +159,7 @@ class ShardedStore:
         parallel: This process among the others.
     """
 
-    def __init__(self, folder: str | Path, parallel: Parallel = Parallel()):
+    def __init__(self, folder: str | Path, parallel: Parallel):
         self.folder, self.parallel = Path(folder, "sharded"), parallel
 
     def save(
