@@ -1,50 +1,282 @@
-"""A process among others; here, the lone one."""
+"""The same training by several processes: data parallel (DDP) or sharded (FSDP2), started by torchrun.
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+Every process builds the same model from the same seed, reads the same list of batches, and takes its share of
+each, so that all together compute what one would. Both ways average gradients over the processes: a loss that is a
+share of the whole window's has to be multiplied by the number of processes. Batch norms exchange statistics.
+
+The order matters. Freeze before wrapping, and wrap anew after unfreezing: DDP exchanges what was trainable when it
+was made, and lets the rest drift apart on every process in silence. Wrap before making the optimizer: FSDP puts
+new parameters, which are DTensors, in the place of the old ones. (DDP keeps them.)
+
+Sources: Li et al., arXiv 2006.15704 (DDP); Zhao et al., arXiv 2304.11277 (FSDP).
+"""
+
+import datetime
+import logging
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import psutil
+import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+import bptools.nn
+from bptools.optim._layerwise import find_blocks
+
+from .errors import InputError, one_line
+
+T = TypeVar("T")
+KINDS = ("auto", "none", "ddp", "fsdp")
+PATIENCE = datetime.timedelta(minutes=10)  # how long a process waits for the others before it gives up
+BATCH_NORMS = {getattr(module, f"BatchNorm{d}d") for module in (nn, bptools.nn) for d in (1, 2, 3)}
+LOST = re.compile(r"gloo|nccl|connection|peer|timed? ?out", re.IGNORECASE)
+
+
+@contextmanager
+def peer_errors() -> Iterator[None]:
+    """Turn what the process group raises where another process is gone or late into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        raise ConnectionError(
+            f"process {os.environ.get('RANK')}: another process is gone, or did not answer within "
+            f"{PATIENCE.total_seconds() / 60:.0f} minutes ({one_line(error)})"
+        ) from error
+
+
+class _DataParallel(DistributedDataParallel):
+    """DDP that takes ``bptools.nn.SyncBatchNorm`` on a CPU too, where torch's own does not run."""
+
+    def _passing_sync_batchnorm_handle(self, module: nn.Module) -> None:
+        pass
+
+
+def _synchronise_norms(model: nn.Module) -> None:
+    """Exchange the batch norms of ``model`` for synchronised ones, with the same parameters and buffers."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) in BATCH_NORMS:
+            model.set_submodule(name, bptools.nn.SyncBatchNorm.convert_sync_batchnorm(module))
+        elif isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+            logging.getLogger("bptools.finetune").warning(
+                "%s is a %s: it normalises with the statistics of each process's own share of a batch",
+                name,
+                type(module).__name__,
+            )
+
+
+def _units(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of ``model`` that are sharded by themselves.
+
+    Lone layers and blocks that share a parameter with another (tied embeddings) are left to the whole, whose
+    parameters are together from the start of the forward to the end of the backward.
+    """
+    everywhere = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+
+    def alone(block: nn.Module) -> bool:
+        inside = Counter(id(p) for _, p in block.named_parameters(remove_duplicate=False))
+        return all(everywhere[key] == count for key, count in inside.items())
+
+    return [block for block in find_blocks(model).values() if any(block.children()) and alone(block)]
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """A lone process."""
+    """One process among those that train together; ``Parallel()`` is a lone one.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        local_rank: Number of this process on its machine.
+        kind: ``"none"``, ``"ddp"`` (each process has the whole model) or ``"fsdp"`` (each has a share of it).
+        device: Where this process computes: ``"cpu"`` or, such as, ``"cuda:1"``.
+    """
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
     kind: Literal["none", "ddp", "fsdp"] = "none"
     device: str = "cpu"
 
     @property
     def main(self) -> bool:
-        """Whether this is the first process."""
+        """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return what is to be called."""
+        """Return what is called in place of ``model``; all processes begin with the weights of the first.
+
+        Batch norms of ``model`` become synchronised ones; DDP keeps the parameters, and FSDP replaces them in
+        ``model`` itself. So make the optimizer afterwards, and take state dicts from ``model``.
+
+        Args:
+            model: The model, on ``device``, with ``requires_grad`` as in the first phase.
+
+        Returns:
+            The model itself for ``"none"`` and ``"fsdp"``; also for ``"ddp"`` if nothing in it is trainable.
+        """
+        if self.kind == "none":
+            return model
+        _synchronise_norms(model)
+        with peer_errors(), torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                values = tensor.contiguous()
+                dist.broadcast(values, 0)
+                tensor.copy_(values)
+        if self.kind == "ddp":
+            return self._data_parallel(model)
+        mesh = init_device_mesh(torch.device(self.device).type, (self.size,))
+        for module in (*_units(model), model):
+            fully_shard(module, mesh=mesh)
         return model
 
     def rewrap(self, module: nn.Module) -> nn.Module:
-        """Return what is to be called after ``requires_grad`` changed."""
-        return module
+        """Return what is called from now on in place of ``module``, after ``requires_grad`` has changed.
 
-    def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager:
-        """Return a context in which gradients are exchanged if ``last``."""
-        return nullcontext()
+        DDP is made anew, and the old one must not be used again; FSDP sees the change by itself.
+        """
+        if self.kind != "ddp":
+            return module
+        if isinstance(module, _DataParallel):
+            module._remove_autograd_hooks()  # or the gradients would be exchanged twice until it is collected
+            module = module.module
+        return self._data_parallel(module)
+
+    def _data_parallel(self, model: nn.Module) -> nn.Module:
+        if not any(p.requires_grad for p in model.parameters()):
+            return model
+        with peer_errors():
+            return _DataParallel(model, device_ids=[self.device] if self.device.startswith("cuda") else None)
+
+    @contextmanager
+    def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
+        """While active, forward and backward of ``module`` exchange gradients only if ``last`` of the window."""
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last)
+        waits = isinstance(module, _DataParallel) and not last
+        with peer_errors(), module.no_sync() if waits else nullcontext():
+            yield
+
+    def share(self, batch: Sequence[T]) -> Sequence[T]:
+        """Return this process's part of ``batch``: every ``size``-th of its items.
+
+        Raises:
+            InputError: If there are fewer items than processes.
+        """
+        if len(batch) < self.size:
+            raise InputError(
+                f"--batch-size: expected at least one item for each of {self.size} processes, got a batch of "
+                f"{len(batch)}"
+            )
+        return batch[self.rank :: self.size]
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Return the sums over all processes."""
-        return list(values)
+        """Return the sums of ``values`` over all processes, in float64."""
+        if self.size == 1:
+            return list(values)
+        with peer_errors():
+            total = torch.tensor(values, dtype=torch.float64, device=self.device)
+            dist.all_reduce(total)
+            return total.tolist()
 
     def any(self, flag: bool) -> bool:
-        """Return whether ``flag`` holds in any process."""
-        return flag
+        """Return whether ``flag`` is true on any process."""
+        return self.sum([float(flag)])[0] > 0
 
-    def broadcast(self, obj: Any) -> Any:
-        """Return the first process's ``obj``."""
-        return obj
+    def broadcast(self, value: T) -> T:
+        """Return the ``value`` of the first process."""
+        if self.size == 1:
+            return value
+        with peer_errors():
+            box = [value]
+            dist.broadcast_object_list(box, 0)
+            return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Return the ``value`` of each process, by rank."""
+        if self.size == 1:
+            return [value]
+        with peer_errors():
+            values: list[Any] = [None] * self.size
+            dist.all_gather_object(values, value)
+            return values
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
+        self.any(False)
+
+
+def parallel_from_env(kind: str = "auto", device: str = "cpu") -> Parallel:
+    """Return this process among those that torchrun started, and join them; a second call changes nothing.
+
+    Args:
+        kind: ``"ddp"``, ``"fsdp"``, ``"none"``, or ``"auto"``: DDP where there are several processes.
+        device: ``"cpu"`` (processes talk by gloo) or ``"cuda"`` (by nccl, one GPU for each process).
+
+    Raises:
+        InputError: If ``kind`` and the number of processes do not go together, or there are too few GPUs.
+    """
+    if kind not in KINDS:
+        raise InputError(f"--parallel: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        if kind in ("ddp", "fsdp"):
+            raise InputError(
+                f"--parallel {kind}: expected processes started by torchrun, got one alone; use "
+                f"torchrun --nproc-per-node 2 {sys.argv[0]} --parallel {kind} ..."
+            )
+        return Parallel(device=device)
+    rank, size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if kind == "auto":
+        kind = "ddp" if size > 1 else "none"
+    if kind == "none":
+        if size > 1:
+            raise InputError(f"--parallel none: expected one process, got {size} from torchrun")
+        return Parallel(device=device)
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"--device: expected cpu or cuda under torchrun, got {device}")
+    on = None
+    if device == "cuda":
+        gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+        if here > gpus:
+            raise InputError(
+                f"--device cuda: expected a GPU for each of {here} processes on this machine, got {gpus}; use "
+                f"torchrun --nproc-per-node {gpus or 1}, or --device cpu"
+            )
+        torch.cuda.set_device(local_rank)
+        device = f"cuda:{local_rank}"
+        on = torch.device(device)
+    if not dist.is_initialized():
+        with peer_errors():
+            dist.init_process_group("nccl" if on else "gloo", timeout=PATIENCE, device_id=on)
+    return Parallel(rank, size, local_rank, kind, device)
+
+
+def shutdown() -> None:
+    """Leave the other processes, if there are any; call it at the end of the job."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def job_time(parallel: Parallel = Parallel()) -> str:
+    """Return a date and time that can name a job: ``"2026-01-31_23-59-59"``.
+
+    Processes of torchrun all get the time at which it was started, also after it has started them again, so that
+    they find the same folder. A lone process gets the time of now.
+    """
+    started = time.time()
+    if dist.is_torchelastic_launched():
+        started = psutil.Process(os.getppid()).create_time()
+    return parallel.broadcast(time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(started)))
