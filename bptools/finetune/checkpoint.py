@@ -1,16 +1,19 @@
 """Checkpoints that are whole or absent, and errors that name the file.
 
 A checkpoint is written beside its place, flushed to the disk, and moved there in one atomic step, so a crash
-leaves the old one. It is read with ``weights_only=True``: tensors and plain Python values, no code.
+leaves the old one. It is read with ``weights_only=True``: tensors and plain Python values, no code; and its
+checksums are verified first, which `torch.load` does not do.
 """
 
 import json
+import logging
 import os
 import pickle
 import random
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -18,10 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .distributed import Parallel
 from .errors import InputError
 
+logger = logging.getLogger("bptools.finetune")
+
 # What torch and safetensors raise for torn files, files of another kind, and files with code in them.
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError)
+UNREADABLE = (
+    OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def make_folder(path: str | Path, config: dict[str, Any]) -> Path:
@@ -33,25 +41,60 @@ def make_folder(path: str | Path, config: dict[str, Any]) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"--log-dir {path}: {error.strerror}") from error
+    save_json(path / "config.json", config)
     return path
 
 
-def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain values) to ``path`` atomically, making folders as needed."""
+def holds_run(folder: str | Path) -> bool:
+    """Return whether a job in ``folder`` has learned something: has a checkpoint or the weights of an epoch."""
+    return any(path.name in ("last.pt", "best.pt", "sharded") for path in Path(folder).glob("*/*/*"))
+
+
+def write_file(path: str | Path, write: Callable[[BinaryIO], None], *, previous: str | None = None) -> None:
+    """Write a file atomically, making folders as needed.
+
+    Args:
+        path: The file.
+        write: Writes the contents to the open file that it is given.
+        previous: Name, in the same folder, that the file which was there before takes.
+
+    Raises:
+        InputError: If the disk is full, or the file cannot be written; what was there before is there still.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
-            torch.save(state, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, path.with_name(previous))
         os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise InputError(f"cannot write {path}: {reason}; what was saved before is still there") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, previous: str | None = None) -> None:
+    """Write ``state`` (tensors and plain values) to ``path``, as :func:`write_file` does."""
+    write_file(path, lambda file: torch.save(dict(state), file), previous=previous)
+
+
+def save_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` to ``path`` as JSON, as :func:`write_file` does."""
+    text = json.dumps(value, indent=2) + "\n"
+    write_file(path, lambda file: file.write(text.encode()))
 
 
 def load_checkpoint(path: str | Path, keys: Sequence[str] = ()) -> dict[str, Any]:
@@ -71,6 +114,7 @@ def load_checkpoint(path: str | Path, keys: Sequence[str] = ()) -> dict[str, Any
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
+            _verify_checksums(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise InputError(f"{path} is torn or not a PyTorch checkpoint ({type(error).__name__})") from error
@@ -82,16 +126,100 @@ def load_checkpoint(path: str | Path, keys: Sequence[str] = ()) -> dict[str, Any
     return state
 
 
-def load_job(folder: str | Path) -> dict[str, Any]:
-    """Read ``last.pt`` of the job in ``folder``: its ``config``, and the runs ``done`` and ``unfinished``.
+def _verify_checksums(path: Path) -> None:
+    """Raise unless every record of a zip file, which is what `torch.save` writes, has the sum written beside it."""
+    if zipfile.is_zipfile(path):  # else of an old format, which has none
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+        if broken:
+            raise zipfile.BadZipFile(f"{broken} is broken")
+
+
+def load_json(path: str | Path) -> Any:
+    """Read a JSON file.
 
     Raises:
-        InputError: As :func:`load_checkpoint` does; the message names ``--resume``.
+        InputError: If the file is missing or torn.
     """
     try:
-        return load_checkpoint(Path(folder, "last.pt"), keys=("config", "done", "unfinished"))
-    except InputError as error:
-        raise InputError(f"--resume {folder}: {error}") from error
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {path}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is torn or not JSON ({type(error).__name__})") from error
+
+
+class FileStore:
+    """Checkpoints of a run in one file, ``last.pt``, and the one before it in ``previous.pt``.
+
+    For a lone process, and for data parallelism, where each process holds everything and the first one writes.
+    All processes must call the methods.
+
+    Args:
+        folder: Folder of the run; all processes must see the same one.
+        parallel: This process among the others.
+    """
+
+    def __init__(self, folder: str | Path, parallel: Parallel | None = None):
+        self.folder, self.parallel = Path(folder), parallel or Parallel()
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        tensors: Mapping[str, Tensor],
+        extra: Mapping[str, Any],
+    ) -> None:
+        """Write a checkpoint.
+
+        Args:
+            model: Its whole state is kept, buffers too.
+            optimizer: The same.
+            tensors: More tensors, such as the averages of the weights.
+            extra: Plain values; ``"random"`` is kept for each process.
+
+        Raises:
+            InputError: As :func:`write_file` does.
+        """
+        randoms = self.parallel.gather(extra["random"])
+        if self.parallel.main:
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "tensors": dict(tensors),
+                "extra": {**extra, "random": randoms},
+            }
+            save_checkpoint(self.folder / "last.pt", state, previous="previous.pt")
+        self.parallel.barrier()
+
+    def load(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Any] | None:
+        """Restore the newest checkpoint that is whole, in place, and return its ``extra``; ``None`` without one.
+
+        ``extra["random"]`` is ``None`` if the checkpoint is of another number of processes.
+
+        Raises:
+            InputError: If there are checkpoints, and none is whole.
+        """
+        paths = [path for path in (self.folder / "last.pt", self.folder / "previous.pt") if path.exists()]
+        if not paths:
+            return None
+        for path in paths:
+            try:
+                state = load_checkpoint(path, keys=("model", "optimizer", "tensors", "extra"))
+                break
+            except InputError as error:
+                if path is paths[-1]:
+                    raise
+                logger.warning("%s; going on from the one before it, %s", error, paths[-1].name)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["tensors"].items():
+            tensors[name].copy_(value)
+        randoms = state["extra"]["random"]
+        same = len(randoms) == self.parallel.size
+        return {**state["extra"], "random": randoms[self.parallel.rank] if same else None}
 
 
 def load_weights(model: nn.Module, path: str | Path, *, replaceable: Sequence[str] = ()) -> list[str]:

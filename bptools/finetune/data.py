@@ -1,9 +1,12 @@
 """Images: scikit-learn's digits, plain and inverted, and any folder of images; loaders that repeat exactly."""
 
+import random
 import signal
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +14,50 @@ from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from .distributed import Parallel
 from .errors import InputError
+
+
+class Augmented(Dataset):
+    """A data set with random transformations, whose random numbers depend on seed, epoch and index alone.
+
+    So a sample is the same whichever process or worker loads it, and in whichever order; also after a resume.
+    The generators of Python, NumPy and PyTorch (CPU) are set for each sample, and put back.
+
+    Args:
+        data: Samples, made with these generators.
+        seed: Number that stands for seed and epoch; :func:`make_loader` sets it.
+    """
+
+    def __init__(self, data: Dataset, seed: int = 0):
+        self.data, self.seed = data, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            return [self._sample(index) for index in indices]
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])
+
+    def _sample(self, index: int) -> Any:
+        number = int(np.random.SeedSequence((self.seed, index)).generate_state(1)[0])
+        random.seed(number)
+        np.random.seed(number)
+        torch.default_generator.manual_seed(number)
+        return self.data[index]
 
 
 @dataclass(frozen=True)
@@ -141,7 +183,7 @@ def image_folder(
             if part.classes != train.classes:
                 odd = sorted(set(part.classes) ^ set(train.classes))[0]
                 raise InputError(f"{path / 'train'} and {part.root} differ in their classes, such as {odd!r}")
-        return Splits(train, val, test, tuple(train.classes))
+        return Splits(Augmented(train), val, test, tuple(train.classes))
 
     augmented, resized = _folder(path, augment), _folder(path, plain)
     generator = np.random.default_rng(seed)
@@ -153,9 +195,8 @@ def image_folder(
         held = min(max(2, round(len(index) * holdout)), len(index) - 1)
         for part, some in zip(parts, (index[held:], index[: held // 2], index[held // 2 : held]), strict=True):
             part.extend(some)
-    return Splits(
-        Subset(augmented, parts[0]), Subset(resized, parts[1]), Subset(resized, parts[2]), tuple(resized.classes)
-    )
+    train, val, test = Subset(augmented, parts[0]), Subset(resized, parts[1]), Subset(resized, parts[2])
+    return Splits(Augmented(train), val, test, tuple(resized.classes))
 
 
 def _quiet_worker(_: int) -> None:
@@ -163,28 +204,43 @@ def _quiet_worker(_: int) -> None:
 
 
 def make_loader(
-    data: Dataset, batch_size: int, *, seed: tuple[int, int] | None = None, workers: int = 0
-) -> DataLoader:
-    """Return a loader whose order, and whose workers' random numbers, depend on nothing but ``seed``.
+    data: Dataset,
+    batch_size: int,
+    *,
+    seed: tuple[int, int] | None = None,
+    workers: int = 0,
+    parallel: Parallel | None = None,
+) -> StatefulDataLoader:
+    """Return a loader whose order, and whose samples, depend on nothing but ``seed``.
 
-    Batches differ in size by at most one, so no batch of a single image comes last to upset a batch norm.
-    PyTorch gives each worker its own seed, for Python and NumPy too, from the generator set here.
+    Batches differ in size by at most one, so no batch of a single image comes last to upset a batch norm. Several
+    processes share each batch. The loader's ``state_dict`` is its position, and loading nothing again it goes on
+    from there. PyTorch gives each worker its own seed, for Python and NumPy too, from the generator set here.
 
     Args:
-        data: Samples of an input and a label.
-        batch_size: Largest batch.
+        data: Samples of an input and a label; :class:`Augmented` ones get random numbers of this epoch.
+        batch_size: Largest batch, of all processes together.
         seed: Seed and epoch of a random order, or ``None`` for the order of ``data``.
         workers: Processes that load.
+        parallel: This process among those that share the batches; by default each batch is whole.
+
+    Raises:
+        InputError: If the smallest batch has fewer samples than there are processes.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     generator = torch.Generator()
     order = torch.arange(len(data))
     if seed is not None:
-        number, epoch = seed
-        generator.manual_seed(number * 1_000_003 + epoch)
+        number = seed[0] * 1_000_003 + seed[1]
+        generator.manual_seed(number)
         order = order[torch.randperm(len(data), generator=generator)]
+        data = Augmented(data.data, number) if isinstance(data, Augmented) else data
     batches = [chunk.tolist() for chunk in order.tensor_split(-(-len(data) // batch_size))]
-    return DataLoader(
-        data, batch_sampler=batches, num_workers=workers, generator=generator, worker_init_fn=_quiet_worker
-    )
+    if parallel is not None:
+        batches = [parallel.share(batch) for batch in batches]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'set_vital' is deprecated")
+        return StatefulDataLoader(
+            data, batch_sampler=batches, num_workers=workers, generator=generator, worker_init_fn=_quiet_worker
+        )

@@ -140,13 +140,26 @@ class Stepper:
         self.model, self.optimizer, self.loss_fn, self.count = model, optimizer, loss_fn, count
         self.clip, self.clip_by, self.clip_exclude = clip, clip_by, {id(p) for p in clip_exclude}
         self.ema, self.ratios_every, self.parallel = ema, ratios_every, parallel
-        self.module = parallel.wrap(model)
+        self.module = parallel.rewrap(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self.schedule: LRScheduler | None = None
         self.most: int | None = None
         self.steps = 0
         self._lean = memory.lean if lean else nullcontext
         self._in_backward = StepInBackward(optimizer) if in_backward else None
+
+    def rewrap(self) -> None:
+        """Have what is called follow a change of ``requires_grad``."""
+        self.module = self.parallel.rewrap(self.module)
+
+    def backward(self, window: Sequence[Batch]) -> float:
+        """Make the gradient of the mean loss of ``window``, times the scaler's scale, and return the loss.
+
+        Raises:
+            ValueError: If no item of the window counts.
+            InputError: As :meth:`step` does.
+        """
+        return self._gradient(window, self._total(window), Rewind(self.model, self.device))
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of this precision; a context without effect when it is off."""
@@ -168,9 +181,7 @@ class Stepper:
         """
         if self._in_backward and len(window) != 1:
             raise ValueError(f"window: expected one batch, as in_backward steps on each, got {len(window)}")
-        (total,) = self.parallel.sum([sum(map(self.count, window))])
-        if not total:
-            raise ValueError(f"window: expected items that count, got none in {len(window)} batches")
+        total = self._total(window)
         self.steps += 1
         measured = self.ratios_every and self.steps % self.ratios_every == 0
         movement = Movement(self.optimizer) if measured else None
@@ -190,6 +201,13 @@ class Stepper:
                 self.ema.update(self.model)
         ratios = movement.ratios() if movement else ()
         return StepResult(loss, norm, clipped, skipped, int(total), ratios)
+
+    def _total(self, window: Sequence[Batch]) -> float:
+        """Count the items of ``window`` in all processes."""
+        (total,) = self.parallel.sum([sum(map(self.count, window))])
+        if not total:
+            raise ValueError(f"window: expected items that count, got none in {len(window)} batches")
+        return total
 
     def _gradient(self, window: Sequence[Batch], total: float, rewind: Rewind) -> float:
         """Make the gradient of the window's mean loss, in pieces that fit in memory; return the loss."""

@@ -1,0 +1,52 @@
+"""What a recipe's command does at its edges: errors in one line, the exit status, and being started again."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import load_json
+from .distributed import shutdown
+from .errors import InputError, one_line
+from .run import Stopped
+
+
+def exit_status(job: Callable[[], int | None]) -> int:
+    """Do ``job`` and return the exit status: its own, or that of an error, which is printed in one line.
+
+    It is 2 for what the user gave or the machine has not (an :class:`InputError`), a loss that is not finite, and
+    other processes that are gone; 128 and the signal's number for a job that was stopped.
+    """
+    try:
+        return job() or 0
+    except Stopped as stop:
+        folders = (stop.folder, *stop.folder.parents)
+        folder = next((f for f in folders if (f / "config.json").exists()), stop.folder)
+        print(f"saved; continue: uv run {sys.argv[0]} --resume {folder}", flush=True)
+        return 128 + stop.signal
+    except (InputError, FloatingPointError, ConnectionError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    finally:
+        shutdown()
+
+
+def restarted(folder: str | Path) -> bool:
+    """Return whether torchrun has started the job in ``folder`` again after a process was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and Path(folder, "config.json").exists()
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """Return the settings of the job in ``folder``.
+
+    Raises:
+        InputError: If it holds none; the message names ``--resume``.
+    """
+    try:
+        return load_json(Path(folder, "config.json"))
+    except InputError as error:
+        raise InputError(f"--resume {folder}: {error}") from error
