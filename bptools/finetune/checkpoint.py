@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from .distributed import Parallel
 from .errors import InputError
@@ -264,8 +266,18 @@ def load_weights(model: nn.Module, path: str | Path, *, replaceable: Sequence[st
     ]
     if problems:
         raise InputError(f"{path} does not fit the model: {', '.join(problems)}, of {len(own)} entries")
-    model.load_state_dict(own | {k: v for k, v in state.items() if k not in kept})
+    fitting = {k: v for k, v in state.items() if k not in kept}
+    if any(isinstance(v, DTensor) for v in own.values()):
+        set_model_state_dict(model, fitting, options=StateDictOptions(full_state_dict=True, strict=False))
+    else:
+        model.load_state_dict(own | fitting)
     return kept
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a model; a sharded one is put together on the CPU of every process."""
+    state = model.state_dict()
+    return {k: v.full_tensor().cpu() if isinstance(v, DTensor) else v for k, v in state.items()}
 
 
 def random_state() -> dict[str, Any]:

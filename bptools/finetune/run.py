@@ -30,7 +30,15 @@ import torch
 from torch import nn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from .checkpoint import FileStore, load_weights, random_state, save_checkpoint, save_json, set_random_state
+from .checkpoint import (
+    FileStore,
+    load_weights,
+    random_state,
+    save_checkpoint,
+    save_json,
+    set_random_state,
+    whole_state,
+)
 from .errors import InputError, one_line
 from .interrupt import Interrupt
 from .monitor import Monitor
@@ -197,13 +205,14 @@ class Run:
 
     def phases(self) -> Iterator[Phase]:
         """Enter the phases that are left, one after the other."""
-        for self.phase_index in range(self.phase_index, len(self.plan)):
-            phase = self.plan[self.phase_index]
+        for index in range(self.phase_index, len(self.plan)):
+            if index > self.phase_index:
+                self.phase_index, self.phase_steps, self.epoch = index, 0, 0
+            phase = self.plan[index]
             self._enter(phase)
             self.observe("phase", self)
             yield phase
             self.observe("end", self)
-            self.epoch = self.phase_steps = 0
 
     def _enter(self, phase: Phase) -> None:
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
@@ -227,7 +236,7 @@ class Run:
         """Give the epochs of the phase that are left, counted from 0 over all phases, while patience lasts."""
         phase = self.plan[self.phase_index]
         while self.epoch < phase.epochs and not self.stopper.exhausted:
-            set_modes(self.model, phase)
+            set_modes(self.model, frozen_norm=phase.frozen_norm, frozen_dropout=phase.frozen_dropout)
             yield self.stopper.epoch
             self.epoch, self.batches, self.position = self.epoch + 1, 0, None
             self._save_if_asked()
@@ -302,7 +311,7 @@ class Run:
         self.monitor.epoch(self.optimizer.param_groups, **figures)
         better = self.stopper.update(loss)
         if better:
-            state = self.parallel.full_state(self.model)
+            state = whole_state(self.model)
             if self.parallel.main:
                 save_checkpoint(self.folder / "best.pt", {"model": state, **self.keep})
         return better
@@ -314,11 +323,7 @@ class Run:
             InputError: If :meth:`validate` was never called.
         """
         self.save()
-        if self.parallel.kind == "fsdp":
-            self.parallel.load_full_state(self.model, self.folder / "best.pt")
-        else:
-            load_weights(self.model, self.folder / "best.pt")
-        self.parallel.barrier()
+        load_weights(self.model, self.folder / "best.pt")
         return self.model
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:

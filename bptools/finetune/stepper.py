@@ -87,10 +87,12 @@ class Stepper:
             :class:`bptools.optim.StepInBackward`. Windows are then of one batch.
         ratios_every: Measure the ratio of update and weights on each step that is a multiple of this; 0 for never.
         parallel: The processes that take each step together, each with its own part of each batch.
+        module: What is called in the model's place: what ``parallel.wrap(model)`` returned, before the optimizer was
+            made; by default the model.
 
     Attributes:
         model: The model itself.
-        module: What is called: the model, or what wraps it for several processes.
+        module: What is called.
         schedule: Stepped after each step that the scaler did not skip; set one for each phase.
         most: The most samples that are passed through at once, since more did not fit in memory; ``None`` before.
 
@@ -115,6 +117,7 @@ class Stepper:
         in_backward: bool = False,
         ratios_every: int = 0,
         parallel: Parallel = LONE,
+        module: nn.Module | None = None,
     ):
         if clip is not None and not clip > 0:
             raise ValueError(f"clip: expected a positive number or None, got {clip}")
@@ -122,6 +125,10 @@ class Stepper:
             raise ValueError(f"clip_by: expected one of norm, value, adaptive, got {clip_by!r}")
         if ratios_every < 0:
             raise ValueError(f"ratios_every: expected 0 or more steps, got {ratios_every}")
+        if parallel.size > 1 and module is None:
+            raise ValueError(
+                f"module: expected what parallel.wrap returned, for {parallel.size} processes, got none"
+            )
         self.device = torch.device(device)
         self.amp = resolve_amp(amp, self.device)
         for name, parameter in model.named_parameters():
@@ -140,7 +147,7 @@ class Stepper:
         self.model, self.optimizer, self.loss_fn, self.count = model, optimizer, loss_fn, count
         self.clip, self.clip_by, self.clip_exclude = clip, clip_by, {id(p) for p in clip_exclude}
         self.ema, self.ratios_every, self.parallel = ema, ratios_every, parallel
-        self.module = parallel.rewrap(model)
+        self.module = model if module is None else module
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self.schedule: LRScheduler | None = None
         self.most: int | None = None
@@ -165,6 +172,10 @@ class Stepper:
         """Return the autocast context of this precision; a context without effect when it is off."""
         return torch.autocast(self.device.type, AMP_DTYPES[self.amp], enabled=self.amp != "off")
 
+    def rewrap(self) -> None:
+        """Have the other processes know what trains, after ``requires_grad`` changed."""
+        self.module = self.parallel.rewrap(self.module)
+
     def step(self, window: Sequence[Batch]) -> StepResult:
         """Take one optimizer step on all the batches of ``window``.
 
@@ -173,7 +184,7 @@ class Stepper:
 
         Raises:
             FloatingPointError: If the gradient is not finite and no scaler is there to skip the step, or it has
-                skipped dozens in a row. Weights, the optimizer's state and running statistics are as before.
+                skipped dozens in a row. Weights, optimizer, running statistics and random state are as before.
                 Within the backward pass only the loss can be looked at.
             InputError: If one sample by itself does not fit in memory; or a batch, where the step cannot be taken
                 again: within the backward pass, and with other processes, which wait for this one.
@@ -182,16 +193,17 @@ class Stepper:
         if self._in_backward and len(window) != 1:
             raise ValueError(f"window: expected one batch, as in_backward steps on each, got {len(window)}")
         total = self._total(window)
-        self.steps += 1
-        measured = self.ratios_every and self.steps % self.ratios_every == 0
+        measured = self.ratios_every and (self.steps + 1) % self.ratios_every == 0
         movement = Movement(self.optimizer) if measured else None
         rewind = Rewind(self.model, self.device)
         try:
             loss = self._gradient(window, total, rewind)
             norm, clipped, skipped = self._update(loss)
-        except FloatingPointError:
+        except (FloatingPointError, InputError):
             rewind.buffers()
+            rewind.random()
             raise
+        self.steps += 1
         if skipped:
             rewind.buffers()
         else:

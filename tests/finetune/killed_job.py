@@ -115,15 +115,17 @@ def differences(folder: Path, other: Path) -> list[str]:
 
 def main(folder: Path, kills: int, seed: int) -> None:
     draw = random.Random(seed)
-    jobs, dealt = [], 0
+    jobs, dealt, seconds = [], 0, {}
     for variant in VARIANTS:
+        begun = time.monotonic()
         if os.waitpid(start(folder / variant, variant), 0)[1]:
             raise SystemExit(f"{variant}: the job in peace failed")
+        seconds[variant] = time.monotonic() - begun
     while dealt < kills:
         variant = VARIANTS[len(jobs) % len(VARIANTS)]
         place, here = folder / f"killed{len(jobs)}", 0
         while True:
-            process, end = start(place, variant), time.monotonic() + draw.uniform(0.05, 0.8)
+            process, end = start(place, variant), time.monotonic() + draw.uniform(0, seconds[variant])
             done = (0, 0)
             while time.monotonic() < end and not done[0]:
                 time.sleep(0.002)

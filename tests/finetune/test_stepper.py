@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import math
 import weakref
@@ -10,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from bptools.finetune.batches import count_samples, count_tokens, split_batch, supervised, windows
 from bptools.finetune.devices import resolve_amp, resolve_device
+from bptools.finetune.distributed import Parallel
 from bptools.finetune.ema import Ema
 from bptools.finetune.errors import InputError
 from bptools.finetune.schedule import warmup_cosine
@@ -149,31 +151,30 @@ def test_a_batch_of_which_nothing_counts_adds_nothing():
         sgd(llama(), language_loss, count=count_tokens()).step(parts[1:2])
 
 
-class Two(type(sgd(net()).parallel)):
-    """What one of two processes sees whose other one has nothing that counts, and no gradient."""
+class Two(Parallel):
+    """What one of two processes sees whose other one has nothing that counts."""
+
+    passes = ()
 
     def sum(self, values):
         return list(values)
 
-    def wrap(self, model):
-        self.passes = []
-        return model
+    def any(self, flag):
+        return flag
 
     def accumulating(self, module, last):
-        self.passes.append(last)
-        return super().accumulating(module, last)
-
-    __setattr__ = object.__setattr__
+        Two.passes += (last,)
+        return contextlib.nullcontext()
 
 
 def test_of_several_processes_each_takes_part_in_every_exchange():
     # DDP and FSDP2 average, so what one of two adds is doubled; a batch of which nothing counts is passed through.
     parts, both, alone = list(language_batches(30, 0)), llama(), llama()
-    parallel = Two(size=2)
-    stepper = sgd(both, language_loss, count=count_tokens(), parallel=parallel)
+    stepper = sgd(both, language_loss, count=count_tokens(), parallel=Two(size=2), module=both)
+    Two.passes = ()
     result = stepper.step(parts)
     expected = sgd(alone, language_loss, count=count_tokens()).step(parts)
-    assert parallel.passes == [False, True]
+    assert Two.passes == (False, True)
     assert result.loss == expected.loss
     torch.testing.assert_close(gradient(both), 2 * gradient(alone))
 
@@ -239,9 +240,10 @@ class Overflow(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm, self.linear, self.factor = nn.BatchNorm1d(4), nn.Linear(4, 3), 1.0
+        self.dropout = nn.Dropout(0.1)
 
     def forward(self, x):
-        return self.linear(self.norm(x * self.factor))
+        return self.linear(self.dropout(self.norm(x * self.factor)))
 
 
 def test_a_skipped_step_moves_nothing():
@@ -275,11 +277,12 @@ def test_without_a_scaler_a_broken_gradient_is_an_error(amp, in_backward):
     stepper = adamw(model, amp=amp, in_backward=in_backward)
     stepper.step(batches(4))
     model.factor = math.nan
-    before = copy.deepcopy(model), copy.deepcopy(stepper.optimizer.state_dict())
+    before, random = (copy.deepcopy(model), copy.deepcopy(stepper.optimizer.state_dict())), torch.get_rng_state()
     with pytest.raises(FloatingPointError, match="loss is nan" if in_backward else "gradient norm is nan"):
         stepper.step(batches(4))
     assert_same(model, before[0])
     torch.testing.assert_close(stepper.optimizer.state_dict(), before[1], rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_frozen_parameters_are_left_out_of_the_norm():
@@ -337,8 +340,9 @@ def test_a_step_in_backward_is_the_step():
 
 @pytest.mark.parametrize("options", [{"clip": 1.0}, {"amp": "fp16"}, {"parallel": Two(size=2)}])
 def test_a_step_in_backward_contradicts(options):
+    model = net()
     with pytest.raises(ValueError, match="in_backward: cannot be had with"):
-        sgd(net(), in_backward=True, **options)
+        sgd(model, in_backward=True, module=model, **options)
 
 
 def test_a_step_in_backward_is_of_one_batch():
@@ -416,7 +420,7 @@ def test_what_cannot_be_cut_is_an_error(most, options, message):
     model = Small(most)
     model.net.eval()
     with pytest.raises(InputError, match=message):
-        sgd(model, **options).step(batches(4))
+        sgd(model, module=model, **options).step(batches(4))
 
 
 def test_other_errors_are_not_of_memory():
@@ -477,6 +481,8 @@ def test_errors():
         sgd(net(), clip=1, clip_by="l2")
     with pytest.raises(ValueError, match=r"ratios_every: .* got -1"):
         sgd(net(), ratios_every=-1)
+    with pytest.raises(ValueError, match=r"module: expected what parallel.wrap returned, for 2 processes"):
+        sgd(net(), parallel=Two(size=2))
     with pytest.raises(ValueError, match=r"float32 weights under fp16, got float16 in '0.weight'"):
         sgd(net().half(), amp="fp16")
     base = net().half().requires_grad_(False)
