@@ -52,9 +52,10 @@ def peer_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
+        reason = re.sub(r"^\[\S*\] ", "", one_line(error)).split(". ")[0]  # without the line of gloo's source
         raise ConnectionError(
             f"process {os.environ.get('RANK')}: another process is gone, or did not answer within "
-            f"{PATIENCE.total_seconds() / 60:.0f} minutes ({one_line(error)})"
+            f"{PATIENCE.total_seconds() / 60:.0f} minutes: {reason}"
         ) from error
 
 
@@ -81,8 +82,8 @@ def _synchronise_norms(model: nn.Module) -> None:
 def _units(model: nn.Module) -> list[nn.Module]:
     """Return the blocks of ``model`` that are sharded by themselves.
 
-    Lone layers and blocks that share a parameter with another (tied embeddings) are left to the whole, whose
-    parameters are together from the start of the forward to the end of the backward.
+    Lone layers, and blocks that share a parameter with others (tied embeddings), are left to the whole, so that
+    their parameters are there wherever they are used in its forward.
     """
     everywhere = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
 
@@ -140,7 +141,7 @@ class Parallel:
             return self._data_parallel(model)
         mesh = init_device_mesh(torch.device(self.device).type, (self.size,))
         for module in (*_units(model), model):
-            fully_shard(module, mesh=mesh)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)  # or the optimizer's are not in the model
         return model
 
     def rewrap(self, module: nn.Module) -> nn.Module:

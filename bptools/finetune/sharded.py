@@ -95,6 +95,8 @@ def _checkpointing(what: str) -> Iterator[None]:
             yield
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
+        if not isinstance(cause, Exception):
+            raise cause from None  # Ctrl-C
         raise InputError(f"{what}: {type(cause).__name__}: {one_line(cause)}") from error
 
 
@@ -132,7 +134,7 @@ def _expect_same(folder: Path, saved: Mapping[str, TensorStorageMetadata], state
     """Raise an :class:`InputError` unless the checkpoint has the names, shapes and dtypes of ``state``."""
     there = {name: (tuple(entry.size), entry.properties.dtype) for name, entry in saved.items()}
     here = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-    for name in sorted(there.keys() | here.keys()):
+    for name in here | there:
         if there.get(name) != here.get(name):
             found, expected = (" ".join(map(str, side.get(name, ("none",)))) for side in (there, here))
             raise InputError(f"{folder} does not fit: expected {expected} for {name}, got {found}")
@@ -235,11 +237,11 @@ class ShardedStore:
         metadata = _describe(folder)
         saved = dict(metadata.state_dict_metadata)
         plain = self._read_plain(folder, metadata, saved.pop("plain", None))
+        own = model.state_dict()
         groups = list(_named_groups(model, optimizer))
         if [list(group["params"]) for group in plain["groups"]] != [list(parameters) for _, parameters in groups]:
             raise InputError(f"{folder} does not fit: its optimizer has other parameters or groups")
 
-        own = model.state_dict()
         state = {f"tensors.{name}": tensor for name, tensor in tensors.items()}
         state |= {f"model.{name}": value for name, value in own.items() if isinstance(value, Tensor)}
         states = {}
