@@ -195,14 +195,14 @@ def quantise(model: nn.Module, names: Iterable[str]) -> None:
     """Put `NF4Linear` in the place of the linear layers ``names``, in place.
 
     Raises:
-        InputError: If there is none that can be.
+        InputError: If there is none, or of a dtype that cannot be.
     """
     names = set(names)
     skip = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in names]
     try:
         to_nf4(model, skip)
-    except ValueError as error:
-        raise InputError("add_adapter: qlora takes linear layers beside the head; use lora") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"add_adapter: qlora cannot quantise {type(model).__name__}: {one_line(error)}") from error
 
 
 def wrap(model: nn.Module, config: PeftConfig, fuse: bool) -> PeftModel:

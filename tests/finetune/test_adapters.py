@@ -20,6 +20,7 @@ from bptools.nn import NF4Linear
 
 pytestmark = [  # peft's and transformers' own
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
 ]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TOKENS = torch.randint(3, 90, (2, 8), generator=torch.Generator().manual_seed(0))
@@ -120,7 +121,7 @@ def trained(make, kind, dtype=torch.float32, **settings):
     for _ in range(2):
         set_modes(model)
         optimizer.zero_grad()
-        logits(model, inputs, dtype).square().mean().backward()
+        (logits(model, inputs, dtype) - 1).square().mean().backward()
         optimizer.step()
     return model.eval(), before
 
@@ -133,27 +134,28 @@ def test_the_adapter_and_the_head_learn_and_nothing_else(make, kind):
     changed = {name for name, t in before.items() if not torch.equal(t, after[name])}
     assert changed == learning
     heads, _ = MODELS[make]
+    saved = {name for name in learning if ".modules_to_save." in name}
     for head in [heads] if isinstance(heads, str) else heads or []:
-        assert f"base_model.model.{head}.modules_to_save.default.weight".replace(
-            "base_model.model.", "base_model." if kind == "prompt" else "base_model.model."
-        ) in learning
+        assert any(f".{head}." in name for name in saved)
 
 
 @parametrized
 def test_a_merged_model_is_plain_and_computes_the_same(make, kind):
     head, inputs = MODELS[make]
-    model, _ = trained(make, kind, torch.float64)
+    # 4-bit weights are dequantised to float32 at most.
+    dtype, tolerance = (torch.float32, 1e-5) if kind == "qlora" else (torch.float64, 1e-10)
+    model, _ = trained(make, kind, dtype)
     if kind in ("prompt", "prefix"):
         with pytest.raises(InputError, match=f"merge_adapter: {kind} tuning is an input"):
             merge_adapter(model)
         return
     with torch.no_grad():
-        expected = logits(model, inputs, torch.float64)
+        expected = logits(model, inputs, dtype)
         merged = merge_adapter(model)
-        torch.testing.assert_close(logits(merged, inputs, torch.float64), expected, rtol=1e-10, atol=1e-10)
-        assert torch.equal(logits(model, inputs, torch.float64), expected)
-    plain = build(make, torch.float64)
+        torch.testing.assert_close(logits(merged, inputs, dtype), expected, rtol=tolerance, atol=tolerance)
+        assert torch.equal(logits(model, inputs, dtype), expected)
+    plain = build(make, dtype)
     assert merged.state_dict().keys() == plain.state_dict().keys()
     assert [type(m) for m in merged.modules()] == [type(m) for m in plain.modules()]
-    assert all(p.requires_grad and p.dtype is torch.float64 for p in merged.parameters())
-    assert not torch.equal(expected, logits(plain, inputs, torch.float64))
+    assert all(p.requires_grad and p.dtype is dtype for p in merged.parameters())
+    assert not torch.equal(expected, logits(plain, inputs, dtype))
