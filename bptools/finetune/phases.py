@@ -232,7 +232,7 @@ def draw(phase: Phase, model: nn.Module, *, seed: int = 0, step: int = 0) -> tup
         matched = []
         for name, module in model.named_modules():
             inside = any(name.startswith(f"{outer}.") for outer in matched)
-            if fnmatchcase(name, pattern) and not inside and any(True for _ in module.parameters()):
+            if name and fnmatchcase(name, pattern) and not inside and any(True for _ in module.parameters()):
                 matched.append(name)
         if len(matched) < count:
             near = "" if matched else suggestion(pattern, [n for n, _ in model.named_modules() if n])

@@ -1,6 +1,6 @@
 """The trainability report: what a phase trains, at which rate, in which mode, and whether the optimizer knows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,8 @@ from torch import nn
 from .card import plain_table
 from .phases import Phase, check_optimizer, cover, draw, match_parameters
 
-MOST_ROWS = 20  # of one pattern
-WIDEST = 28  # characters of a name
+MOST_ROWS = 24
+WIDEST = 26  # characters of a name
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def trainability_report(
 ) -> Table:
     """Return what trains in ``phase``, as :func:`bptools.finetune.enter_phase` left it.
 
-    Each pattern has a row, with one below it for each depth where the rates differ (neighbouring depths share a
-    row where there are more than 20), and what is frozen has a row. ``mode`` is that of the modules that own the
+    Each pattern has a row, with one below it for each depth if the rates differ (neighbouring depths share a row
+    where there are many), and what is frozen has a row. ``mode`` is that of the modules that own the
     parameters; a parameter that several patterns match counts for the first.
 
     Args:
@@ -56,18 +56,28 @@ def trainability_report(
     """
     check_optimizer(model, optimizer)
     rows, prefix = _read(model, optimizer)
-    table_rows, left = [], dict(rows)
+    left, chosen = dict(rows), {}
     for pattern in (*phase.trainable, *draw(phase, model, seed=seed, step=step)):
-        chosen = [left.pop(name) for name in match_parameters(model, [pattern], head) if name in left]
-        table_rows.append((_short(pattern.removeprefix(prefix)), *_cells(chosen)))
-        if len({row.rate for row in chosen}) > 1:
-            table_rows += _depth_rows(model, chosen, rows, prefix)
+        names = match_parameters(model, [pattern], head)
+        chosen[pattern] = [left.pop(name) for name in names if name in left]
+    depths = {pattern: sorted({row.depth for row in some if row.held}) for pattern, some in chosen.items()}
+    share = -(-sum(map(len, depths.values())) // max(1, MOST_ROWS - len(chosen)))  # depths on a row
+    table_rows = []
+    for pattern, some in chosen.items():
+        table_rows.append((_short(pattern.removeprefix(prefix)), *_cells(some)))
+        if len({row.rate for row in some}) > 1 and len(depths[pattern]) > share:
+            for start in range(0, len(depths[pattern]), share):
+                here = depths[pattern][start : start + share]
+                layers = cover(model, {name for name, row in rows.items() if row.depth in here})
+                label = _from_to(layers[0].removeprefix(prefix), layers[-1].removeprefix(prefix))
+                table_rows.append((f"  {label}", *_cells([row for row in some if row.depth in here])))
     if left:
         table_rows.append(("frozen", *_cells(list(left.values()))))
 
     columns = dict.fromkeys(("depth", "parameters", "trainable", "peak lr", "weight\ndecay"), "right")
-    columns = {"layers": "left", **columns, "mode": "left", "in opti-\nmizer": "left"}
-    table = plain_table(f"phase {phase}", columns, table_rows)
+    columns = {"layers": "left", **columns, "mode": "left", "in\noptimizer": "left"}
+    title = f"phase {phase}" if len(str(phase)) <= 80 else f"phase of {len(chosen)} patterns"
+    table = plain_table(title, columns, table_rows)
     total = sum(row.parameter.numel() for row in rows.values())
     trainable = sum(row.parameter.numel() for row in rows.values() if row.parameter.requires_grad)
     buffers = list(model.buffers())
@@ -93,22 +103,6 @@ def _read(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str,
     return rows, _shared_prefix([name.rpartition(".")[0] + "." for name in rows])
 
 
-def _depth_rows(
-    model: nn.Module, chosen: Sequence[_Row], rows: Mapping[str, _Row], prefix: str
-) -> list[tuple[str, ...]]:
-    """Return a row for each depth of ``chosen``, or for neighbours where there are more than ``MOST_ROWS``."""
-    table_rows = []
-    depths = sorted({row.depth for row in chosen})
-    share = -(-len(depths) // MOST_ROWS)
-    for start in range(0, len(depths), share):
-        here = depths[start : start + share]
-        layers = cover(model, {name for name, row in rows.items() if row.depth in here})
-        first, last = (layers[i].removeprefix(prefix) for i in (0, -1))
-        label = first if first == last else f"{first} … {last.removeprefix(_shared_prefix([first, last]))}"
-        table_rows.append((f"  {_short(label)}", *_cells([row for row in chosen if row.depth in here])))
-    return table_rows
-
-
 def _shared_prefix(names: Sequence[str]) -> str:
     """Return what all dotted ``names`` begin with, whole parts only: ``"a.b."`` of ``a.b.c`` and ``a.b.d``."""
     shared = []
@@ -119,8 +113,22 @@ def _shared_prefix(names: Sequence[str]) -> str:
     return "".join(shared)
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= WIDEST else f"…{label[1 - WIDEST :]}"
+def _short(name: str) -> str:
+    """Return ``name``, without its first parts if it is too long."""
+    if len(name) <= WIDEST or "." not in name:
+        return name
+    kept = name.split(".")[1:]
+    while len(kept) > 1 and len(".".join(kept)) >= WIDEST:
+        del kept[0]
+    return "…" + ".".join(kept)
+
+
+def _from_to(first: str, last: str) -> str:
+    if first == last:
+        return _short(first)
+    both = f"{first} … {last.removeprefix(_shared_prefix([first, last]))}"
+    choices = [label for label in (both, f"{first} …") if len(label) <= WIDEST]
+    return choices[0] if choices else _short(first)
 
 
 def _cells(rows: Sequence[_Row]) -> tuple[str, ...]:
@@ -141,9 +149,9 @@ def _span(values: Iterable[float], form: str = "") -> str:
     ends = sorted(values)
     if not ends:
         return "-"
-    return "–".join(dict.fromkeys(f"{end:{form}}".replace("e-0", "e-") for end in (ends[0], ends[-1])))  # noqa: RUF001
+    return "–".join(dict.fromkeys(f"{end:{form}}".replace("e-0", "e-") for end in (ends[0], ends[-1])))
 
 
 def _agree(values: Iterable[bool], true: str, false: str) -> str:
-    found = set(values)
-    return "mixed" if len(found) > 1 else true if found.pop() else false
+    found = {true if value else false for value in values}
+    return "mixed" if len(found) > 1 else "".join(found) or "-"
