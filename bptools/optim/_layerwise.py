@@ -129,7 +129,8 @@ def layerwise_groups(
         depths: Depth by parameter name, if it is known already.
 
     Returns:
-        One group for each depth and decay, from the input on: ``params``, ``lr``, ``weight_decay`` and ``depth``.
+        One group for each depth and decay, from the input on: ``params``, ``lr``, ``weight_decay``, ``depth`` and
+        ``decays`` (whether weight decay applies to such parameters).
 
     Raises:
         ValueError: If ``lr`` or ``weight_decay`` is negative, or ``decay`` not in (0, 1].
@@ -154,6 +155,7 @@ def layerwise_groups(
                 "lr": lr * decay ** (deepest - depth),
                 "weight_decay": weight_decay if decays else 0.0,
                 "depth": depth,
+                "decays": decays,
             },
         )
         group["params"].append(parameter)
