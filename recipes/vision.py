@@ -7,20 +7,21 @@ adapts to the other half, inverted, with five labels a class. Everything is prin
     uv run recipes/vision.py --compare                          bptools.nn beside torch.nn, same seeds
     uv run recipes/vision.py --data DIR --model resnet50 --weights DEFAULT
     uv run recipes/vision.py --data DIR --model resnet18 --weights FILE.pth --phases head:3 all:10@1e-4
-    uv run recipes/vision.py --resume runs/vision/TIME          after Ctrl-C
+    uv run recipes/vision.py --resume runs/vision/TIME          after Ctrl-C, a crash or kill -9
+    uv run recipes/vision.py --verify                           prove these settings, and your edits, in seconds
+    uv run torchrun --nproc-per-node 2 recipes/vision.py        several processes; --parallel fsdp shards the model
 
 DIR holds one folder of images for each class, or DIR/train and DIR/val (and DIR/test) do. With --data
 some defaults differ: --data DIR --help shows the defaults for folders.
 """
 
-import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import tyro
@@ -66,8 +67,14 @@ class Config:
     """Factor on the rate for each layer nearer to the input, in "discriminative"."""
     weight_decay: float = 0.05
     """AdamW's decay; none on norms, biases and whatever is frozen."""
+    schedule: Literal["constant", "linear", "cosine", "one-cycle"] = "cosine"
+    """How the rate goes within a phase, after a warm-up."""
     clip: float = 1.0
     """Largest gradient norm."""
+    ema: float = 0.0
+    """Decay of an average of the weights, which is validated, kept and tested in their place; 0: none."""
+    lean: bool = False
+    """Keep less for the backward pass, by bptools.lean(); the bits are the same."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Mixed precision; auto: fp16 with a gradient scaler on CUDA, bf16 on a CPU that has kernels for it."""
     patience: int = 20
@@ -86,10 +93,20 @@ class Config:
     """Processes that load images."""
     device: str = "auto"
     """Such as cpu or cuda:0; auto: CUDA where there is one."""
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    """What processes of torchrun do; auto: ddp, each with the whole model. --batch-size is of all together."""
+    save_every: float = 60.0
+    """Seconds between two checkpoints."""
     log_dir: Dir = None
     """Where checkpoints, TensorBoard's logs and the picture go; by default runs/vision/TIME."""
     resume: Dir = None
     """Folder of an interrupted job, to be continued exactly, with its own settings."""
+    dry_run: bool = False
+    """Do one batch of everything in a temporary folder, a checkpoint included."""
+    verify: bool = False
+    """Prove accumulation, resume, freezing and two processes on these settings; needs no network."""
+    lr_find: bool = False
+    """Raise the rate until the last strategy's first phase diverges, and save the picture of it."""
     compare: bool = False
     """Do the demonstration with the layers of bptools and of torch in turn; compare accuracy and time."""
 
@@ -101,11 +118,10 @@ FOLDER_DEFAULTS = Config(model="resnet18", weights="auto", strategy=("discrimina
 def resolve(cfg: Config) -> Config:
     """Refuse what cannot be, before any file is written, and replace every "auto" by what it means here."""
     ft.check_settings(cfg)
-    cfg = replace(cfg, device=ft.resolve_device(cfg.device), weights=ft.resolve_weights(cfg.model, cfg.weights))
-    log_dir = cfg.log_dir or time.strftime("runs/vision/%Y-%m-%d_%H-%M-%S")
+    cfg = replace(cfg, weights=ft.resolve_weights(cfg.model, cfg.weights), amp=ft.resolve_amp(cfg.amp, cfg.device))
     target = read_data(cfg, cfg.seed)[1]
     ft.check_model(build(cfg, len(target.classes), pretrained=True), target.train[0][0][None], cfg.phases)
-    return replace(cfg, amp=ft.resolve_amp(cfg.amp, cfg.device), log_dir=log_dir)
+    return cfg
 
 
 def build(cfg: Config, classes: int, pretrained: bool) -> ft.Classifier:
@@ -116,6 +132,7 @@ def build(cfg: Config, classes: int, pretrained: bool) -> ft.Classifier:
     return ft.torchvision_classifier(cfg.model, classes, weights)
 
 
+@lru_cache(1)
 def read_data(cfg: Config, seed: int) -> tuple[ft.Splits | None, ft.Splits]:
     """Return the images to pretrain on (none with --data) and to adapt to."""
     if cfg.data is None:
@@ -124,133 +141,96 @@ def read_data(cfg: Config, seed: int) -> tuple[ft.Splits | None, ft.Splits]:
     return None, ft.image_folder(cfg.data, cfg.size or size, mean, std, holdout=cfg.holdout, seed=seed)
 
 
-def train(
-    cfg: Config, name: str, seed: int, net: ft.Classifier, splits: ft.Splits, save: Callable[[dict], None],
-    interrupt: ft.Interrupt | None, state: dict | None,
-) -> dict | None:  # fmt: skip
-    """Train through the phases, keep the best weights and test them; ``None`` if interrupted.
+def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, **options: Any) -> dict[str, Any]:
+    """Do one run, from where it was interrupted if it was, and return what it came to.
 
-    ``save`` stores a snapshot of the run, and ``state`` is such a snapshot, of a run to be continued.
+    ``options`` are those of :class:`bptools.finetune.Run` which say when to stop and who looks on.
     """
-    model, folder = net.model, Path(cfg.log_dir, f"seed{seed}", name)
-    phases = ft.strategy_phases(name, 8 if name == "pretrain" else cfg.epochs, cfg.phases, cfg.lr_decay)
-    depths = ft.parameter_depths(model, splits.train[0][0][None].to(cfg.device))
-    optimizer = torch.optim.AdamW(ft.parameter_groups(model, depths, cfg.lr, cfg.weight_decay))
-    loss = LAYERS[cfg.layers].CrossEntropyLoss()
-    stepper = ft.Stepper(model, optimizer, loss, amp=cfg.amp, clip=cfg.clip, device=cfg.device)
-    stopper = ft.EarlyStopping(cfg.patience)
-    steps = math.ceil(math.ceil(len(splits.train) / cfg.batch_size) / cfg.accumulate)  # in an epoch
-    samples = len(splits.train) * sum(phase.epochs for phase in phases)
-    logged, bar = (state or {}).get("monitor"), sys.stdout.isatty()
-    monitor = ft.Monitor(folder, f"seed {seed} {name}", samples, bar=bar, state=logged)
-    first, first_epoch, skip, history, seconds = state["at"] if state else (0, 0, 0, [], 0.0)
-    if state:
-        model.load_state_dict(state["model"])
-    begun = saved = time.perf_counter()
-
-    def snapshot(*at: int) -> dict:
-        return {
-            "at": (*at, history, seconds + time.perf_counter() - begun), "model": model.state_dict(),
-            "stepper": stepper.state_dict(), "stopper": stopper.state_dict(), "monitor": monitor.state_dict(),
-            "random": ft.random_state(),
-        }  # fmt: skip
-
-    for p, phase in enumerate(phases[first:], first):
-        ft.enter_phase(model, optimizer, phase, net.head)
-        ft.check_optimizer(model, optimizer)
-        stepper.schedule = ft.warmup_cosine(optimizer, steps * phase.epochs)
-        stopper.start_phase()
-        if state:
-            stepper.load_state_dict(state["stepper"])
-            stopper.load_state_dict(state["stopper"])
-        for epoch in range(first_epoch, phase.epochs):
-            ft.set_modes(model, frozen_dropout=cfg.frozen_dropout)
-            if bar and epoch == 0 and seed == cfg.seed and name == cfg.strategy[-1]:
-                console.print(ft.trainability_table(model, optimizer, f"{name}, phase {p + 1}: {phase}"))
-            loader = ft.make_loader(splits.train, cfg.batch_size, seed=(seed, stopper.epoch), workers=cfg.workers)
-            stream = ft.windows(loader, cfg.accumulate)
-            for _ in range(skip):
-                next(stream)  # learned from before the interruption
-            if state:
-                ft.set_random_state(state["random"])
-            for window, batches in enumerate(stream, skip + 1):
-                result = stepper.step(batches)
-                monitor.step(result, optimizer.param_groups)
-                if interrupt:
-                    save(snapshot(p, epoch, window))
-                    return monitor.close()
-            first_epoch, skip, state = 0, 0, None
-            val = ft.evaluate(model, splits.val, device=cfg.device, workers=cfg.workers)
-            history.append({"train_loss": monitor.mean_loss(), "loss": val.loss, "accuracy": val.accuracy})
-            monitor.epoch(optimizer.param_groups, **{"val/loss": val.loss, "val/accuracy": val.accuracy})
-            if stopper.update(val.loss):
-                ft.save_checkpoint(folder / "best.pt", {"model": model.state_dict(), "classes": splits.classes})
-            if stopper.exhausted:
-                break
-            if time.perf_counter() - saved > 60 and epoch + 1 < phase.epochs:
-                saved = time.perf_counter()
-                save(snapshot(p, epoch + 1, 0))
-    seconds += time.perf_counter() - begun
-    ft.load_weights(model, folder / "best.pt")
-    test = ft.evaluate(model, splits.test, device=cfg.device, workers=cfg.workers)
-    monitor.finish(asdict(cfg) | {"strategy": name, "seed": seed}, test, splits.classes)
-    return {"history": history, "reason": stopper.reason(), "seconds": seconds, **test._asdict()}
-
-
-def run(
-    cfg: Config, name: str, seed: int, source: ft.Splits | None, target: ft.Splits,
-    save: Callable[[dict], None] = print, interrupt: ft.Interrupt | None = None, state: dict | None = None,
-) -> dict | None:  # fmt: skip
-    """Do one run, from building the model to the test images; ``None`` if interrupted."""
+    folder = Path(cfg.log_dir, f"seed{seed}", name)
+    if (folder / "result.json").exists():
+        return ft.load_json(folder / "result.json")
     torch.manual_seed(seed)
     if cfg.data is None:
         torch.set_num_threads(1)  # tensors this small gain little from more, and the bits are the same anywhere
+    source, target = read_data(cfg, seed)
     splits = source if name == "pretrain" else target
-    net = build(cfg, len(splits.classes), pretrained=name not in ("pretrain", "scratch"))
-    net.model.to(cfg.device)
-    if source and name not in ("pretrain", "scratch"):
-        ft.load_weights(net.model, Path(cfg.log_dir, f"seed{seed}", "pretrain", "best.pt"))
-    if name != "zero-shot":
-        return train(cfg, name, seed, net, splits, save, interrupt, state)
-    result = {"history": [], "seconds": 0.0, "reason": "not trained", "accuracy": None}
-    if net.new_head and not source:
-        return result | {"reason": "n/a, the head is new"}
-    return result | ft.evaluate(net.model, splits.test, device=cfg.device, workers=cfg.workers)._asdict()
+    fresh = name in ("pretrain", "scratch")
+    net = build(cfg, len(splits.classes), pretrained=not fresh)
+    if source and not fresh:
+        ft.load_weights(net.model, folder.parent / "pretrain" / "best.pt")
+    model = net.model.to(parallel.device)
+    test = partial(ft.evaluate, model, splits.test, device=parallel.device, workers=cfg.workers)
+    if name == "zero-shot":
+        known = test()._asdict() if source or not net.new_head else {"accuracy": None}
+        reason = "not trained" if known["accuracy"] is not None else "n/a, the head is new"
+        return {"history": [], "seconds": 0.0, "reason": reason, **known}
+
+    phases = ft.strategy_phases(name, 8 if name == "pretrain" else cfg.epochs, cfg.phases, cfg.lr_decay)
+    phases = [replace(phase, frozen_dropout=cfg.frozen_dropout) for phase in phases]
+    depths = ft.parameter_depths(model, splits.train[0][0][None].to(parallel.device))
+    parallel.prepare(model)
+    optimizer = torch.optim.AdamW(ft.parameter_groups(model, depths, cfg.lr, cfg.weight_decay))
+    loss = ft.supervised(LAYERS[cfg.layers].CrossEntropyLoss())
+    ema = ft.Ema(model, cfg.ema) if cfg.ema else None
+    stepper = ft.Stepper(
+        model, optimizer, loss, amp=cfg.amp, clip=cfg.clip, device=parallel.device, ema=ema, lean=cfg.lean,
+        ratios_every=20, parallel=parallel,
+    )  # fmt: skip
+    bar = sys.stdout.isatty() and parallel.main
+    run = ft.Run(
+        folder, stepper, phases, lambda epoch: ft.make_loader(
+            splits.train, cfg.batch_size, seed=(seed, epoch), workers=cfg.workers, parallel=parallel
+        ),
+        head=net.head, accumulate=cfg.accumulate, schedule=cfg.schedule, patience=cfg.patience, seed=seed,
+        title=f"seed {seed} {name}", items=len(splits.train), bar=bar, keep={"classes": splits.classes},
+        save_every=cfg.save_every, **options,
+    )  # fmt: skip
+    for phase in run.phases():
+        if bar and seed == cfg.seed and name == cfg.strategy[-1]:
+            console.print(ft.trainability_report(model, optimizer, phase, net.head))
+        for _ in run.epochs():
+            for window in run.windows():
+                run.step(window)
+            with run.averaged():
+                val = ft.evaluate(model, splits.val, device=parallel.device, workers=cfg.workers)
+                run.validate(val.loss, accuracy=val.accuracy)
+    run.load_best()
+    result = test()
+    run.monitor.finish(asdict(cfg) | {"strategy": name, "seed": seed}, result, splits)
+    return run.finish(result._asdict())
 
 
-def job(cfg: Config, done: dict, unfinished: dict) -> int:
-    """Do all runs that are not ``done``, then print the card; return the exit status."""
-    folder = ft.make_folder(cfg.log_dir, config=asdict(cfg))
+def trial(cfg: Config, parallel: ft.Parallel, folder: Path, **options: Any) -> None:
+    """Do the last strategy, and what it takes, in ``folder``; ``options`` are as for :func:`train`."""
+    cfg = replace(cfg, log_dir=str(folder))
+    for name in (*(() if cfg.data else ("pretrain",)), cfg.strategy[-1]):
+        train(cfg, parallel, name, cfg.seed, **options)
+
+
+def job(cfg: Config, parallel: ft.Parallel) -> int:
+    """Do all runs that are not done yet, then print the card; return the exit status."""
+    folder = ft.make_folder(cfg.log_dir, config=asdict(cfg)) if parallel.main else Path(cfg.log_dir)
     names = (*(() if cfg.data else ("pretrain",)), "zero-shot", *cfg.strategy)
-    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
-
-    def keep(key: str, state: dict | None) -> None:
-        unfinished = {key: state} if state else {}
-        ft.save_checkpoint(folder / "last.pt", {"config": asdict(cfg), "done": done, "unfinished": unfinished})
-
+    seeds, done = range(cfg.seed, cfg.seed + cfg.seeds), {}
     with ft.Interrupt() as interrupt:
         for seed in seeds:
-            source, target = read_data(cfg, seed)
-            for key, name in ((f"{seed}/{name}", name) for name in names):
-                if key in done:
-                    continue
-                result = run(cfg, name, seed, source, target, partial(keep, key), interrupt, unfinished.get(key))
-                stop = bool(interrupt)
-                if result:
-                    done[key] = result
-                    if result["history"] or stop:  # a folder without a trained run can be used again
-                        keep(key, None)
+            for name in names:
+                old = (folder / f"seed{seed}" / name / "result.json").exists()
+                done[seed, name] = result = train(cfg, parallel, name, seed, interrupt=interrupt)
+                if parallel.main and not old:
                     console.print(f"seed {seed}  {ft.one_run(name, result)}")
-                if stop:
-                    console.print(f"saved; continue: uv run recipes/vision.py --resume {folder}", soft_wrap=True)
-                    return 128 + interrupt.signal
-    notes = [f"images: {target.sizes()}", *([f"pretraining, once a seed: {source.sizes()}"] if source else [])]
-    runs = {name: [done[f"{seed}/{name}"] for seed in seeds] for name in ("zero-shot", *cfg.strategy)}
-    ft.print_card(console, folder, f"{cfg.data or 'inverted digits'}, {cfg.model}", runs, target.classes, notes)
+                if interrupt:
+                    raise ft.Stopped(interrupt.signal, folder)
+    if parallel.main:
+        source, target = read_data(cfg, cfg.seed)
+        notes = [f"images: {target.sizes()}", *([f"pretraining, once a seed: {source.sizes()}"] if source else [])]
+        runs = {name: [done[seed, name] for seed in seeds] for name in ("zero-shot", *cfg.strategy)}
+        title = f"{cfg.data or 'inverted digits'}, {cfg.model}"
+        ft.print_card(console, folder, title, runs, target.classes, notes)
     return 0
 
 
-def compare(cfg: Config) -> int:
+def compare(cfg: Config, parallel: ft.Parallel) -> int:
     """Do the demonstration with both sets of layers, A B, B A, A B, ...; print accuracies and processor time."""
     ft.make_folder(cfg.log_dir, config=asdict(cfg))
     print(f"seed {cfg.seed} comes first to warm up, and is not counted", flush=True)
@@ -260,7 +240,7 @@ def compare(cfg: Config) -> int:
         for layers in list(seconds)[:: 1 if seed % 2 else -1]:
             one = replace(cfg, layers=layers, log_dir=f"{cfg.log_dir}/{layers}")
             begun = time.process_time()
-            results = [run(one, name, seed, *read_data(cfg, seed)) for name in names]
+            results = [train(one, parallel, name, seed) for name in names]
             if seed == cfg.seed:
                 continue
             seconds[layers].append(time.process_time() - begun)
@@ -270,30 +250,29 @@ def compare(cfg: Config) -> int:
     return 0
 
 
-def read_job(cfg: Config) -> tuple[Config, dict, dict]:
-    """Return the settings, the finished and the unfinished runs of the job in --resume."""
-    if replace(cfg, resume=None) != Config():
+def start(cfg: Config, parallel: ft.Parallel, args: Sequence[str]) -> int:
+    """Do what the settings ask for; return the exit status."""
+    if cfg.resume and replace(cfg, resume=None) != Config():
         raise ft.InputError("--resume goes on with the job's own settings; leave out the other options")
-    state = ft.load_job(cfg.resume)
-    return Config(**state["config"]), state["done"], state["unfinished"]
+    folder = cfg.resume or cfg.log_dir or f"runs/vision/{ft.job_time(parallel)}"
+    if cfg.resume or ft.restarted(folder):
+        return job(Config(**ft.load_config(folder)), parallel)
+    cfg = replace(resolve(cfg), log_dir=folder)
+    if cfg.verify:
+        return ft.verify(partial(trial, cfg, parallel), [__file__, *args], console, parallel)
+    if cfg.dry_run:
+        return ft.dry_run(partial(trial, cfg, parallel), console)
+    if cfg.lr_find:
+        return trial(cfg, parallel, Path(folder), observe=ft.RateFinder(cfg.strategy[-1], console))
+    return compare(cfg, parallel) if cfg.compare else job(cfg, parallel)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Read the command line and do the job; return the exit status."""
-    args = sys.argv[1:] if args is None else args
+    args = list(sys.argv[1:] if args is None else args)
     default = FOLDER_DEFAULTS if any(a.split("=")[0] == "--data" for a in args) else Config()
     cfg = tyro.cli(Config, prog="recipes/vision.py", description=__doc__, args=args, default=default)
-    try:
-        if cfg.resume:
-            return job(*read_job(cfg))
-        cfg = resolve(cfg)
-        return compare(cfg) if cfg.compare else job(cfg, {}, {})
-    except (ft.InputError, FloatingPointError) as error:
-        print(f"error: {ft.one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return ft.exit_status(lambda: start(cfg, ft.parallel_from_env(cfg.parallel, ft.resolve_device(cfg.device)), args))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,43 @@
 """Fine-tuning in small parts that can be read and tested one by one.
 
-Phases are data, one step owns its order, checkpoints are exact, and each frozen thing stays frozen.
+Phases are data, one step owns its order, a run goes on from where it was killed, and each frozen thing stays frozen.
 ``recipes/vision.py`` shows them at work.
 """
 
 from bptools.optim import parameter_depths
 
-from .adapters import fuse_lora, unfuse_lora
-from .card import confusion_figure, one_run, print_card, print_comparison, trainability_table
+from .adapters import (
+    Adapter,
+    add_adapter,
+    fuse_lora,
+    merge_adapter,
+    tied_parameters,
+    trainable_share,
+    unfuse_lora,
+)
+from .batches import count_samples, count_tokens, split_batch, supervised, windows
+from .card import confusion_figure, one_run, print_card, print_comparison
 from .checkpoint import (
+    FileStore,
+    holds_run,
     load_checkpoint,
-    load_job,
+    load_json,
     load_weights,
     make_folder,
     random_state,
     save_checkpoint,
+    save_json,
     set_random_state,
+    whole_state,
 )
-from .data import Splits, digits, image_folder, make_loader
+from .command import exit_status, load_config, restarted
+from .data import Augmented, Splits, digits, image_folder, make_loader
+from .devices import resolve_amp, resolve_device
+from .distributed import Parallel, job_time, parallel_from_env, shutdown
+from .ema import Ema
 from .errors import InputError, expect_positive, one_line
 from .evaluation import Evaluation, evaluate
+from .export import export, load_adapter, save_adapter
 from .interrupt import Interrupt
 from .models import (
     Classifier,
@@ -36,47 +54,78 @@ from .monitor import Monitor
 from .phases import (
     Phase,
     check_optimizer,
+    draw,
     enter_phase,
+    gradual_phases,
+    needs_redraw,
     parameter_groups,
     parse_phases,
     set_modes,
+    set_trainable,
     strategy_phases,
 )
+from .report import trainability_report
+from .run import Run, Stopped
 from .schedule import warmup_cosine
 from .settings import check_settings
-from .stepper import Stepper, StepResult, resolve_amp, resolve_device, windows
+from .sharded import ShardedStore
+from .stepper import Stepper, StepResult
 from .stopping import EarlyStopping
+from .verify import dry_run, verify
 
 __all__ = [
+    "Adapter",
+    "Augmented",
     "Classifier",
     "EarlyStopping",
+    "Ema",
     "Evaluation",
+    "FileStore",
     "InputError",
     "Interrupt",
     "Monitor",
+    "Parallel",
     "Phase",
+    "Run",
+    "ShardedStore",
     "Splits",
     "StepResult",
     "Stepper",
+    "Stopped",
+    "add_adapter",
     "check_model",
     "check_optimizer",
     "check_settings",
     "confusion_figure",
+    "count_samples",
+    "count_tokens",
     "digits",
+    "draw",
+    "dry_run",
     "enter_phase",
     "evaluate",
+    "exit_status",
     "expect_positive",
+    "export",
     "find_head",
     "fuse_lora",
+    "gradual_phases",
+    "holds_run",
     "image_folder",
     "input_format",
+    "job_time",
+    "load_adapter",
     "load_checkpoint",
-    "load_job",
+    "load_config",
+    "load_json",
     "load_weights",
     "make_folder",
     "make_loader",
+    "merge_adapter",
+    "needs_redraw",
     "one_line",
     "one_run",
+    "parallel_from_env",
     "parameter_depths",
     "parameter_groups",
     "parse_phases",
@@ -87,15 +136,26 @@ __all__ = [
     "resolve_amp",
     "resolve_device",
     "resolve_weights",
+    "restarted",
+    "save_adapter",
     "save_checkpoint",
+    "save_json",
     "set_modes",
     "set_random_state",
+    "set_trainable",
+    "shutdown",
     "small_classifier",
     "small_cnn",
+    "split_batch",
     "strategy_phases",
+    "supervised",
+    "tied_parameters",
     "torchvision_classifier",
-    "trainability_table",
+    "trainability_report",
+    "trainable_share",
     "unfuse_lora",
+    "verify",
     "warmup_cosine",
+    "whole_state",
     "windows",
 ]

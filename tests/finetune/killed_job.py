@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+import peft  # noqa: F401  before the fork, as it takes seconds
 from bptools import finetune as ft
 from bptools.finetune.verify import flatten, same
 
