@@ -260,9 +260,22 @@ def parallel_from_env(kind: str = "auto", device: str = "cpu") -> Parallel:
         device = f"cuda:{local_rank}"
         on = torch.device(device)
     if not dist.is_initialized():
-        with peer_errors():
-            dist.init_process_group("nccl" if on else "gloo", timeout=PATIENCE, device_id=on)
+        _join("nccl" if on else "gloo", on)
     return Parallel(rank, size, local_rank, kind, device)
+
+
+@peer_errors()
+def _join(backend: str, device: torch.device | None) -> None:
+    """Start the process group.
+
+    On one machine torchrun's store outlives its restarts, and with it the addresses of processes that are dead;
+    so each restart uses names of its own. Several machines count restarts differently: there, set
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` for torchrun.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"restart{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE, device_id=device)
 
 
 def shutdown() -> None:

@@ -88,7 +88,7 @@ def _whole(folder: Path) -> bool:
 
 @contextmanager
 def _checkpointing(what: str) -> Iterator[None]:
-    """Turn torch's exception, with the tracebacks of all processes, into one line."""
+    """Turn torch's exception, with the tracebacks of all processes, and those of the disk into one line."""
     try:
         with warnings.catch_warnings(), peer_errors():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -98,6 +98,10 @@ def _checkpointing(what: str) -> Iterator[None]:
         if not isinstance(cause, Exception):
             raise cause from None  # Ctrl-C
         raise InputError(f"{what}: {type(cause).__name__}: {one_line(cause)}") from error
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        raise InputError(f"{what}: {one_line(error)}") from error
 
 
 def _describe(folder: Path) -> Metadata:
@@ -207,16 +211,16 @@ class ShardedStore:
         if self.parallel.main:
             state["plain"] = _encode(plain)
 
-        part, final = self.parallel.broadcast(self._prepare() if self.parallel.main else None)
-        with _checkpointing(f"cannot write {part}"):
+        with _checkpointing(f"cannot write a checkpoint to {self.folder}"):
+            part, final = self.parallel.broadcast(self._prepare() if self.parallel.main else None)
             dcp.save(
                 state,
                 storage_writer=dcp.FileSystemWriter(part),  # each process flushes its own files to the disk
                 planner=dcp.DefaultSavePlanner(flatten_state_dict=False),
                 no_dist=self.parallel.size == 1,
             )
-        if self.parallel.main:
-            self._commit(part, final)
+            if self.parallel.main:
+                self._commit(part, final)
         self.parallel.barrier()
 
     def load(

@@ -183,15 +183,23 @@ def unfreezing(parallel: Parallel) -> dict:
     return found
 
 
-def tied(parallel: Parallel) -> dict:
-    reference = Tied()
+def tied(parallel: Parallel, folder: Path) -> dict:
+    """A step of a model with tied weights, saved and loaded."""
+    reference, model, other = Tied(), Tied(), Tied()
     backward(reference, window(tokens=True))
-    model, some = Tied(), replace(parallel, kind="fsdp")
-    backward(some.wrap(model), window(tokens=True), some)
-    return {
-        "off": off(gradients(model), gradients(reference)),
-        "tied": model.head.inner.weight is model.embed.inner.weight,
+    module = parallel.wrap(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    backward(module, window(tokens=True), parallel)
+    found = {"off": off(gradients(model), gradients(reference))}
+    optimizer.step()
+    ShardedStore(folder, parallel).save(model, optimizer, {}, {})
+    resumed = torch.optim.SGD(parallel.wrap(other).parameters(), lr=0.1, momentum=0.9)
+    ShardedStore(folder, parallel).load(other, resumed, {})
+    return found | {
+        "tied": all(m.head.inner.weight is m.embed.inner.weight for m in (model, other)),
         "sharded": [name for name, m in model.named_modules() if isinstance(m, FSDPModule)],
+        "saved": state(model, optimizer),
+        "loaded": state(other, resumed),
     }
 
 
@@ -332,6 +340,8 @@ def check(parallel: Parallel, folder: Path, name: str) -> dict:
         return globals()[action](some, folder / kind)
     if action == "load-lone":
         return load(some, folder / "lone")
+    if action == "tied":
+        return tied(some, folder / "tied")
     if action == "train":
         job = folder / f"{kind}-{action}"
         job.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 KINDS = ("ddp", "fsdp")
 CHECKS = (
-    "gradient", "unfreezing", "tied", "early_optimizer", "collectives",
+    "gradient", "unfreezing", "fsdp:tied", "early_optimizer", "collectives",
     *(f"{kind}:{action}" for kind in KINDS for action in ("save", "load", "load-lone", "train")), "lost_peer",
 )  # fmt: skip
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE")
@@ -76,9 +76,11 @@ def test_unfreezing_wraps_again(job):
 
 
 def test_tied_weights_stay_tied_in_shards(job):
-    assert job["tied"]["off"] < 1e-12
-    assert job["tied"]["tied"]
-    assert job["tied"]["sharded"] == ["", "layers.0", "layers.1"]
+    found = job["fsdp:tied"]
+    assert found["off"] < 1e-12
+    assert found["tied"]
+    assert found["sharded"] == ["", "layers.0", "layers.1"]
+    assert same(found["loaded"], found["saved"])
 
 
 def test_an_optimizer_made_before_sharding_is_noticed(job):

@@ -196,12 +196,13 @@ def test_a_checkpoint_of_another_model_is_refused_whole(store):
         store.load(*made(), {"mean": torch.zeros(3)})
 
 
-def test_a_full_disk_is_one_line(store, monkeypatch):
+@pytest.mark.parametrize("where", [(dcp.FileSystemWriter, "write_data"), (ShardedStore, "_commit")])
+def test_a_full_disk_is_one_line(store, monkeypatch, where):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", full)
-    with pytest.raises(InputError, match=r"cannot write .*00000001.part: OSError: .*No space left") as caught:
+    monkeypatch.setattr(*where, full)
+    with pytest.raises(InputError, match=r"cannot write a checkpoint to .*sharded: .*No space left") as caught:
         save(store, 1)
     assert "\n" not in str(caught.value)
 
