@@ -150,7 +150,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
                 old.rename(path)
             raise
     except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}") from error
+        raise InputError(f"{folder}: {error.strerror or one_line(error)}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
