@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora.layer import Linear, LoraLayer, MultiheadAttention
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 import bptools.nn
@@ -60,8 +61,24 @@ class FusedMultiheadAttention(MultiheadAttention):
     """`peft.tuners.lora.layer.MultiheadAttention`, which computes with the sum and leaves its parameters alone.
 
     peft's adds the update to the weights and takes it off again at each forward pass, so that frozen weights
-    gather rounding errors, and makes new parameters whenever modules are listed, which no optimizer holds.
+    gather rounding errors, and makes new parameters whenever modules are listed, which no optimizer holds. The
+    update of the output projection it adds twice (0.21), in merging too.
     """
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the updates to the weights."""
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A]
+        base = self.get_base_layer()
+        base.in_proj_weight.data = _updated(base.in_proj_weight, self, names).detach()
+        base.out_proj.merge(safe_merge, names)
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Take the updates from the weights again, but for rounding."""
+        base = self.get_base_layer()
+        base.in_proj_weight.data = _updated(base.in_proj_weight, self, self.merged_adapters, -1).detach()
+        base.out_proj.unmerge()
+        self.merged_adapters.clear()
 
     def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Apply the layer."""
@@ -78,13 +95,12 @@ class FusedMultiheadAttention(MultiheadAttention):
         return torch.func.functional_call(base, weights, (query, *args), kwargs)
 
     def _restore_weights(self) -> None:
-        if "in_proj_weight" not in self.get_base_layer()._parameters:
-            super()._restore_weights()
+        pass  # nothing was taken out
 
 
-def _updated(weight: Tensor, layer: LoraLayer, adapters: list[str]) -> Tensor:
+def _updated(weight: Tensor, layer: LoraLayer, adapters: list[str], sign: int = 1) -> Tensor:
     for name in adapters:
-        weight = weight + layer.get_delta_weight(name).to(weight.dtype)
+        weight = weight + sign * layer.get_delta_weight(name).to(weight.dtype)
     return weight
 
 

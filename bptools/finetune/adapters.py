@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -202,7 +203,9 @@ def quantise(model: nn.Module, names: Iterable[str]) -> None:
     try:
         to_nf4(model, skip)
     except (ValueError, TypeError) as error:
-        raise InputError(f"add_adapter: qlora cannot quantise {type(model).__name__}: {one_line(error)}") from error
+        raise InputError(
+            f"add_adapter: qlora cannot quantise {type(model).__name__}: {one_line(error)}"
+        ) from error
 
 
 def wrap(model: nn.Module, config: PeftConfig, fuse: bool) -> PeftModel:
@@ -221,7 +224,8 @@ def wrap(model: nn.Module, config: PeftConfig, fuse: bool) -> PeftModel:
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise InputError(f"add_adapter: peft refuses: {one_line(error)}") from error
+        reason = textwrap.shorten(one_line(error), 200)
+        raise InputError(f"peft refuses {type(model).__name__}: {reason}") from error
     change_classes(adapted, "add_adapter", {MultiheadAttention: FusedMultiheadAttention})
     if fuse and any(type(module) is Linear for module in adapted.modules()):
         fuse_lora(adapted)
@@ -307,8 +311,8 @@ def _layers(model: nn.Module, kind: str, heads: Sequence[str]) -> dict[str, nn.M
     """The layers outside of heads that peft adapts exactly, by name."""
     from transformers.pytorch_utils import Conv1D
 
-    out = [f"{name}." for name, module in model.named_modules() if isinstance(module, BYPASSING)]
-    out += [f"{head}." for head in heads]
+    around = [name for name, module in model.named_modules() if isinstance(module, BYPASSING)]
+    out = tuple(f"{name}." for name in (*around, *heads))
     layers = {}
     for name, module in model.named_modules():
         if isinstance(module, CONVOLUTIONS):
@@ -318,7 +322,7 @@ def _layers(model: nn.Module, kind: str, heads: Sequence[str]) -> dict[str, nn.M
             fits = kind != "dora" and module._qkv_same_embed_dim
         else:
             fits = isinstance(module, (nn.Linear, Conv1D))
-        if fits and not f"{name}.".startswith(tuple(out)):
+        if fits and name not in heads and not name.startswith(out):
             layers[name] = module
     return layers
 

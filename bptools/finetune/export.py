@@ -51,9 +51,7 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
         save_file(_unshared(_buffers(model)), part / BUFFERS, {"format": "pt", "nf4": json.dumps(names)})
 
 
-def load_adapter(
-    model: nn.Module, folder: str | Path, *, trainable: bool = False, fuse: bool = True
-) -> PeftModel:
+def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = False, fuse: bool = True) -> PeftModel:
     """Put the adapter of ``folder`` on ``model``, in place, with its head and buffers; strictly.
 
     Args:
@@ -83,13 +81,18 @@ def load_adapter(
     if fresh:
         quantise(model, fresh)
     config.inference_mode = not trainable
-    adapted = wrap(model, config, fuse)
+    try:
+        adapted = wrap(model, config, fuse)
+    except InputError as error:
+        raise InputError(f"{path / CONFIG} does not fit the model: {error}") from error
     _check_fit(path / WEIGHTS, weights, get_peft_model_state_dict(adapted, save_embedding_layers=False))
     own = _buffers(adapted)
     _check_fit(path / BUFFERS, buffers, own)
     set_peft_model_state_dict(adapted, weights)
     for name, buffer in own.items():
         buffer.copy_(buffers[name])
+    if not trainable:
+        adapted.requires_grad_(False)  # peft leaves prompts out
     return adapted.train(trainable)
 
 
@@ -147,7 +150,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
                 old.rename(path)
             raise
     except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}") from error
+        raise InputError(f"{folder}: {error.strerror or one_line(error)}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
