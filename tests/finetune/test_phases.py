@@ -76,6 +76,19 @@ def test_parse_phases_quotes_what_it_cannot_read(spec):
     assert repr(spec) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frozen_norm": "off"}, "--frozen-norm: expected eval or train, got 'off'"),
+        ({"resample": 0}, "--resample: expected more than 0, got 0"),
+        ({"lr_decay": -1.0}, "--lr-decay: expected more than 0, got -1.0"),
+    ],
+)
+def test_options_of_a_phase(options, message):
+    with pytest.raises(InputError, match=message):
+        parse_phases(["head:1"], **options)
+
+
 @pytest.mark.parametrize("strategy", ["scratch", "head", "full", "discriminative"])
 @pytest.mark.parametrize("epochs", [1, 4, 5, 60])
 def test_strategies_have_one_budget(strategy, epochs):
@@ -322,6 +335,14 @@ def test_cover_is_the_inverse_of_matching(model):
 # Modes
 
 
+def test_dropout_between_frozen_parts_is_off_and_before_the_head_is_on():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 4))
+    set_trainable(model, Phase(("4",), 1))
+    assert [m.training for m in model] == [False, False, False, True, True]
+    set_trainable(model, Phase(("0",), 1))
+    assert [m.training for m in model] == [True, True, False, False, False]
+
+
 class Attention(nn.Module):
     """Has a dropout that is no module."""
 
@@ -417,6 +438,10 @@ def test_split_tied_weights_are_found(make):
     model.config.tie_word_embeddings = False
     model.post_init()
     check_optimizer(model, optimizer_of_ids(model))
+    model = make()
+    name = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    model.set_submodule(name, nn.Identity())  # another kind of head
+    check_optimizer(model, torch.optim.SGD(model.parameters(), lr=1.0))
 
 
 @pytest.mark.parametrize(
