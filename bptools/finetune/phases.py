@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from bptools.optim import layerwise_groups
 
-from .errors import InputError, suggestion
+from .errors import InputError, expect_positive, suggestion
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Phase:
     frozen_dropout: bool = False
     sampled: tuple[tuple[str, int], ...] = ()
     resample: int = 20
+
+    def __post_init__(self) -> None:
+        if self.frozen_norm not in ("eval", "train"):
+            raise InputError(f"--frozen-norm: expected eval or train, got {self.frozen_norm!r}")
+        expect_positive(self, "resample lr_decay")
 
     def __str__(self) -> str:
         return "+".join([*self.trainable, *(f"{pattern}~{count}" for pattern, count in self.sampled)])
@@ -88,6 +93,8 @@ def parse_phases(specs: Sequence[str], **options: Any) -> list[Phase]:
                 sampled=tuple((pattern, int(count)) for pattern, _, count in drawn),
                 **options,
             )
+        except InputError:  # of an option, not of the spec
+            raise
         except ValueError:
             phase = None
         if phase is None or not (all(patterns) and _is_sound(phase)):
@@ -174,27 +181,26 @@ def cover(model: nn.Module, names: Collection[str]) -> tuple[str, ...]:
 
 
 def match_parameters(model: nn.Module, patterns: Sequence[str], head: str | None = None) -> set[str]:
-    """Return the names of the parameters that ``patterns`` choose, by their own name or a module's above it.
+    """Return the names of the parameters that ``patterns`` choose, by their own names or a module's above them.
 
     Args:
         model: The model.
-        patterns: ``fnmatch`` patterns; ``"all"`` for everything, ``"head"`` for the module named ``head``.
+        patterns: ``fnmatch`` patterns; ``"all"`` for everything, ``"head"`` for the module named ``head``,
+            ``"adapters"`` for what peft has added. A tied weight answers to each of its names.
         head: Name of the module that the pattern ``"head"`` stands for.
 
     Raises:
         InputError: If a pattern matches no parameter.
     """
-    places: dict[str, str] = {}  # each name, those of tied weights too, and the first name of its parameter
     first = {id(parameter): name for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places[name] = first[id(parameter)]
+    names = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}  # of tied ones too
     chosen = set()
     for pattern in patterns:
         if pattern == "adapters":
-            real = list(_adapters(model))
+            matched = {names[name] for name in _adapters(model)}
         else:
-            real = [head if pattern == "head" and head else "*" if pattern == "all" else pattern]
-        matched = {place for n, place in places.items() for r in real if _lies_in(n, r)}
+            real = head if pattern == "head" and head else "*" if pattern == "all" else pattern
+            matched = {name for n, name in names.items() if fnmatchcase(n, real) or fnmatchcase(n, f"{real}.*")}
         if not matched:
             near = suggestion(pattern, [*(n for n, _ in model.named_modules() if n), "head", "all"])
             raise InputError(f"--phases: {pattern!r} matches no parameter of the model{near}")
@@ -202,14 +208,12 @@ def match_parameters(model: nn.Module, patterns: Sequence[str], head: str | None
     return chosen
 
 
-def _lies_in(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
-
-
 def _adapters(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the parameters in peft's adapters, and in its copies of the modules to save."""
     for name, module in model.named_modules():
-        for part in getattr(module, "adapter_layer_names", ()):  # peft's, of adapted layers and of copies to save
-            yield f"{name}.{part}"
+        for part in getattr(module, "adapter_layer_names", ()):
+            for inner, _ in getattr(module, part).named_parameters():
+                yield f"{name}.{part}.{inner}"
 
 
 def draw(phase: Phase, model: nn.Module, *, seed: int = 0, step: int = 0) -> tuple[str, ...]:
@@ -334,7 +338,8 @@ def set_modes(
 
     A module whose parameters are all frozen is a frozen part, with all it contains: by default it is evaluated,
     so its batch norms keep their running statistics and normalise with them, and its dropout and stochastic
-    depth are off. A norm without parameters follows the parameters registered before it.
+    depth are off. A module without parameters is frozen if those registered before and after it are; a norm, if
+    those before it are.
 
     Args:
         model: The model.
@@ -342,16 +347,22 @@ def set_modes(
         frozen_dropout: As :attr:`Phase.frozen_dropout`.
     """
     model.train()
-    before_frozen = False
-    for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if own:
-            before_frozen = not any(p.requires_grad for p in own)
+    modules = list(model.modules())
+    before, after = (
+        {},
+        {},
+    )  # whether the parameters registered last before each module, and next after it, are frozen
+    for found, walk, state in ((before, modules, False), (after, modules[::-1], True)):
+        for module in walk:
+            own = list(module.parameters(recurse=False))
+            state = not any(p.requires_grad for p in own) if own else state
+            found[module] = state
+    for module in modules:
         inside = list(module.parameters())
         if inside:
             frozen = not any(p.requires_grad for p in inside)
         else:
-            frozen = before_frozen and isinstance(module, _NormBase)
+            frozen = before[module] and (after[module] or isinstance(module, _NormBase))
         if frozen:
             for part in module.modules():
                 part.training = frozen_norm == "train" if isinstance(part, _NormBase) else frozen_dropout
@@ -397,7 +408,7 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     if split:
         raise ValueError(
             f"model: {len(split)} pairs of tied weights are no longer one, such as {split[0]}; tie them again "
-            "(model.tie_weights(); peft: ensure_weight_tying=True), or set config.tie_word_embeddings to False"
+            "(model.tie_weights(); peft: ensure_weight_tying=True), or build it with tie_word_embeddings=False"
         )
 
 
@@ -406,7 +417,10 @@ def _split_ties(model: nn.Module) -> Iterator[tuple[str, str]]:
     for prefix, module in model.named_modules():
         for name, source in vars(module).get("all_tied_weights_keys", {}).items():
             (a, _, weight), (b, _, other) = name.rpartition("."), source.rpartition(".")
-            here, there = module.get_submodule(a), module.get_submodule(b)
-            adapted = hasattr(here, "base_layer") != hasattr(there, "base_layer")
-            if adapted or getattr(here, weight) is not getattr(there, other):
+            try:
+                here, there = module.get_submodule(a), module.get_submodule(b)
+                same = getattr(here, weight) is getattr(there, other)
+            except AttributeError:  # another kind of head has been put there
+                continue
+            if not same or hasattr(here, "base_layer") != hasattr(there, "base_layer"):
                 yield f"{prefix}.{name}".lstrip("."), f"{prefix}.{source}".lstrip(".")

@@ -10,21 +10,24 @@ from torch import nn
 from .card import plain_table
 from .phases import Phase, check_optimizer, cover, draw, match_parameters
 
-MOST_ROWS = 24
+MOST_ROWS = 24  # about
 WIDEST = 26  # characters of a name
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A parameter as the report sees it; ``rate`` is the peak."""
+    """A parameter as the report sees it.
 
-    name: str
+    ``rate`` is the peak; ``training`` is the mode of the module that owns the parameter, or ``None`` if that
+    module is trainable in part.
+    """
+
     parameter: nn.Parameter
     depth: int | None
     rate: float
     decay: float
     held: bool
-    training: bool
+    training: bool | None
 
 
 def trainability_report(
@@ -40,7 +43,7 @@ def trainability_report(
 
     Each pattern has a row, with one below it for each depth if the rates differ (neighbouring depths share a row
     where there are many), and what is frozen has a row. ``mode`` is that of the modules that own the
-    parameters; a parameter that several patterns match counts for the first.
+    parameters, but for modules that train in part. A parameter that several patterns match counts for the first.
 
     Args:
         model: The model, in the phase.
@@ -57,7 +60,7 @@ def trainability_report(
     check_optimizer(model, optimizer)
     rows, prefix = _read(model, optimizer)
     left, chosen = dict(rows), {}
-    for pattern in (*phase.trainable, *draw(phase, model, seed=seed, step=step)):
+    for pattern in dict.fromkeys((*phase.trainable, *draw(phase, model, seed=seed, step=step))):
         names = match_parameters(model, [pattern], head)
         chosen[pattern] = [left.pop(name) for name in names if name in left]
     depths = {pattern: sorted({row.depth for row in some if row.held}) for pattern, some in chosen.items()}
@@ -95,10 +98,11 @@ def _read(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str,
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     rows = {}
     for name, parameter in model.named_parameters():
-        group = groups.get(id(parameter), {})
+        group, owner = groups.get(id(parameter), {}), model.get_submodule(name.rpartition(".")[0])
+        alike = len({p.requires_grad for p in owner.parameters()}) == 1
         rows[name] = _Row(
-            name, parameter, group.get("depth"), group.get("initial_lr", 0.0), group.get("weight_decay", 0.0),
-            bool(group), model.get_submodule(name.rpartition(".")[0]).training,
+            parameter, group.get("depth"), group.get("initial_lr", 0.0), group.get("weight_decay", 0.0),
+            held=bool(group), training=owner.training if alike else None,
         )  # fmt: skip
     return rows, _shared_prefix([name.rpartition(".")[0] + "." for name in rows])
 
@@ -152,6 +156,6 @@ def _span(values: Iterable[float], form: str = "") -> str:
     return "–".join(dict.fromkeys(f"{end:{form}}".replace("e-0", "e-") for end in (ends[0], ends[-1])))
 
 
-def _agree(values: Iterable[bool], true: str, false: str) -> str:
-    found = {true if value else false for value in values}
+def _agree(values: Iterable[bool | None], true: str, false: str) -> str:
+    found = {true if value else false for value in values if value is not None}
     return "mixed" if len(found) > 1 else "".join(found) or "-"

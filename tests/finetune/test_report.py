@@ -121,3 +121,10 @@ def test_tables_of_deep_models_fit_a_terminal(name):
         )  # title, two of headings, a rule, the caption
         assert max(map(len, lines)) <= 110
         assert rows[0][3] == rows[0][2]
+
+
+def test_tokens_beside_the_layers_do_not_blur_the_mode():
+    model = get_model("vit_b_16", weights=None, image_size=32, num_classes=3)
+    optimizer, phase = optimizer_of(model, 32, 3), Phase(("heads",), 1)
+    enter_phase(model, optimizer, phase)
+    assert [row[6] for row in rows_of(trainability_report(model, optimizer, phase))] == ["train", "eval"]
