@@ -141,7 +141,7 @@ def lr_find(
 
     Args:
         stepper: What is to be trained, in the mode in which it will be.
-        windows: Windows of batches, as :meth:`Stepper.step` takes them; repeated if there are fewer than ``steps``.
+        windows: Windows of batches, as :meth:`Stepper.step` takes them; repeated if fewer than ``steps``.
         low: First rate, above 0.
         high: Last rate, above ``low``.
         steps: Most steps, 3 or more.

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
 
-def _pixels(image: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+def _pixels(image: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> np.ndarray:
     """Return ``image`` ``(c, h, w)`` as ``(h, w)`` or ``(h, w, 3)`` from 0 to 1."""
     image = image.detach().float().cpu()
     if mean is not None and std is not None:
@@ -19,7 +20,7 @@ def _pixels(image: Tensor, mean: Sequence[float] | None, std: Sequence[float] | 
         low, high = image.aminmax()
         image = (image - low) / (high - low).clamp(min=1e-12)
     image = image.clamp(0, 1)
-    return image.permute(1, 2, 0) if len(image) == 3 else image[0]
+    return (image.permute(1, 2, 0) if len(image) == 3 else image[0]).numpy()
 
 
 def mistakes_figure(

@@ -62,7 +62,10 @@ def test_leaves_no_trace(windows, steps_before):
     other = cnn_stepper()
     for window in windows[:steps_before]:
         other.step(window)
-    assert stepper.step(windows[4]) == other.step(windows[4])
+    torch.manual_seed(1)  # dropout
+    result = stepper.step(windows[4])
+    torch.manual_seed(1)
+    assert result == other.step(windows[4])
 
 
 def test_groups_keep_their_proportions(windows):

@@ -41,7 +41,7 @@ def test_rises_from_above_nothing_then_goes_its_way(name):
 def test_one_cycle_is_that_of_torch(steps):
     optimizer, other = two_groups(), two_groups()
     torchs = OneCycleLR(other, [2.0, 0.5], total_steps=steps, cycle_momentum=False)
-    expected = run(other, torchs, steps - 1) + [tuple(torchs.get_last_lr())]
+    expected = [*run(other, torchs, steps - 1), tuple(torchs.get_last_lr())]
     seen = run(optimizer, make_schedule("one-cycle", optimizer, steps), steps + 2)
     assert seen == [pytest.approx(pair, rel=1e-9) for pair in expected + expected[-1:] * 2]
 
