@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from bptools.finetune import evaluate
+from bptools.finetune.evaluation import evaluate
 
 
 def test_weighs_batches_by_samples():
@@ -15,9 +15,15 @@ def test_weighs_batches_by_samples():
     assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-5)
     assert result.accuracy == pytest.approx(100 * (logits.argmax(1) == y).float().mean().item())
     assert (result.targets, result.predictions) == (y.tolist(), logits.argmax(1).tolist())
+    assert result.confidences == pytest.approx(logits.softmax(1).amax(1).tolist())
     assert not model.training
+    assert (
+        evaluate(model, TensorDataset(x, y), batch_size=3, limit=2).targets == y[:5].tolist()
+    )  # batches of 3, 2 and 2
 
 
-def test_error():
+def test_errors():
     with pytest.raises(ValueError, match="data: expected at least one sample"):
         evaluate(nn.Linear(1, 1), TensorDataset(torch.rand(0, 1)))
+    with pytest.raises(ValueError, match="limit: expected at least 1 batch or None, got 0"):
+        evaluate(nn.Linear(1, 1), TensorDataset(torch.rand(1, 1)), limit=0)
