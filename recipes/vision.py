@@ -165,16 +165,16 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, **options: A
         reason = "not trained" if known["accuracy"] is not None else "n/a, the head is new"
         return {"history": [], "seconds": 0.0, "reason": reason, **known}
 
-    phases = ft.strategy_phases(name, 8 if name == "pretrain" else cfg.epochs, cfg.phases, cfg.lr_decay)
-    phases = [replace(phase, frozen_dropout=cfg.frozen_dropout) for phase in phases]
+    epochs = 8 if name == "pretrain" else cfg.epochs
+    phases = ft.strategy_phases(name, epochs, cfg.phases, cfg.lr_decay, frozen_dropout=cfg.frozen_dropout)
     depths = ft.parameter_depths(model, splits.train[0][0][None].to(parallel.device))
-    parallel.prepare(model)
+    module = parallel.wrap(model)
     optimizer = torch.optim.AdamW(ft.parameter_groups(model, depths, cfg.lr, cfg.weight_decay))
     loss = ft.supervised(LAYERS[cfg.layers].CrossEntropyLoss())
     ema = ft.Ema(model, cfg.ema) if cfg.ema else None
     stepper = ft.Stepper(
         model, optimizer, loss, amp=cfg.amp, clip=cfg.clip, device=parallel.device, ema=ema, lean=cfg.lean,
-        ratios_every=20, parallel=parallel,
+        ratios_every=20, parallel=parallel, module=module,
     )  # fmt: skip
     bar = sys.stdout.isatty() and parallel.main
     run = ft.Run(
@@ -187,7 +187,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, **options: A
     )  # fmt: skip
     for phase in run.phases():
         if bar and seed == cfg.seed and name == cfg.strategy[-1]:
-            console.print(ft.trainability_report(model, optimizer, phase, net.head))
+            console.print(ft.trainability_report(model, optimizer, phase, net.head, seed=seed))
         for _ in run.epochs():
             for window in run.windows():
                 run.step(window)
@@ -196,7 +196,8 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, **options: A
                 run.validate(val.loss, accuracy=val.accuracy)
     run.load_best()
     result = test()
-    run.monitor.finish(asdict(cfg) | {"strategy": name, "seed": seed}, result, splits)
+    wrong = ft.mistakes_figure(splits.test, *result[2:4], splits.classes, confidences=result.confidences)
+    run.monitor.finish(asdict(cfg) | {"strategy": name, "seed": seed}, result, splits.classes, wrong)
     return run.finish(result._asdict())
 
 
@@ -272,7 +273,9 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     default = FOLDER_DEFAULTS if any(a.split("=")[0] == "--data" for a in args) else Config()
     cfg = tyro.cli(Config, prog="recipes/vision.py", description=__doc__, args=args, default=default)
-    return ft.exit_status(lambda: start(cfg, ft.parallel_from_env(cfg.parallel, ft.resolve_device(cfg.device)), args))
+    return ft.exit_status(
+        lambda: start(cfg, ft.parallel_from_env(cfg.parallel, ft.resolve_device(cfg.device)), args)
+    )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ from .errors import InputError, expect_positive, one_line
 from .evaluation import Evaluation, evaluate
 from .export import export, load_adapter, save_adapter
 from .interrupt import Interrupt
+from .lr_find import RateFinder, RateFinding, lr_find
+from .mistakes import mistakes_figure
 from .models import (
     Classifier,
     check_model,
@@ -61,12 +63,13 @@ from .phases import (
     parameter_groups,
     parse_phases,
     set_modes,
+    set_rates,
     set_trainable,
     strategy_phases,
 )
 from .report import trainability_report
 from .run import Run, Stopped
-from .schedule import warmup_cosine
+from .schedule import SCHEDULES, make_schedule
 from .settings import check_settings
 from .sharded import ShardedStore
 from .stepper import Stepper, StepResult
@@ -74,6 +77,7 @@ from .stopping import EarlyStopping
 from .verify import dry_run, verify
 
 __all__ = [
+    "SCHEDULES",
     "Adapter",
     "Augmented",
     "Classifier",
@@ -86,6 +90,8 @@ __all__ = [
     "Monitor",
     "Parallel",
     "Phase",
+    "RateFinder",
+    "RateFinding",
     "Run",
     "ShardedStore",
     "Splits",
@@ -119,9 +125,12 @@ __all__ = [
     "load_config",
     "load_json",
     "load_weights",
+    "lr_find",
     "make_folder",
     "make_loader",
+    "make_schedule",
     "merge_adapter",
+    "mistakes_figure",
     "needs_redraw",
     "one_line",
     "one_run",
@@ -142,6 +151,7 @@ __all__ = [
     "save_json",
     "set_modes",
     "set_random_state",
+    "set_rates",
     "set_trainable",
     "shutdown",
     "small_classifier",
@@ -155,7 +165,6 @@ __all__ = [
     "trainable_share",
     "unfuse_lora",
     "verify",
-    "warmup_cosine",
     "whole_state",
     "windows",
 ]

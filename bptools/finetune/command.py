@@ -9,6 +9,7 @@ from typing import Any
 from .checkpoint import load_json
 from .distributed import shutdown
 from .errors import InputError, one_line
+from .lr_find import RateFound
 from .run import Stopped
 
 
@@ -28,6 +29,8 @@ def exit_status(job: Callable[[], int | None]) -> int:
     except (InputError, FloatingPointError, ConnectionError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except RateFound:
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -1,126 +1,98 @@
-"""Search for a learning rate: raise it from step to step and watch the loss (Smith 2015, arXiv 1506.01186).
+"""Finding a learning rate: raise it from far too low to far too high, step by step, and watch the loss.
 
-The suggestions are fastai's. The search leaves no trace: the model, the optimizer, the gradient scaler, the averages
-and the random states are afterwards as they were.
+At first the loss stays, then it falls, and then it diverges. A rate that trains well lies on the slope. The search
+takes real steps, and afterwards everything is as it was.
+
+Sources: Smith, arXiv 1506.01186; the smoothing, the end and the suggestions follow fastai's ``lr_find``.
 """
 
 import copy
-import random
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, cycle, islice
+from itertools import chain, count
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
 
-from .stepper import Batch, Stepper
+from .batches import Batch, windows
+from .card import COLOURS
+from .checkpoint import random_state, set_random_state
+from .run import Run
+from .stepper import Stepper
 
 
 @dataclass(frozen=True)
-class LrFinding:
-    """What a search saw.
+class RateFinding:
+    """What a search for a learning rate has seen.
 
     Attributes:
-        rates: Rate of the fastest group at each step.
-        losses: Loss of each step's window, before the step.
-        smoothed: Their running average.
-        steepest: Rate at which the smoothed loss falls fastest over the logarithm of the rate.
-        minimum: A tenth of the rate at which the smoothed loss is lowest.
-        valley: Rate halfway through the longest fall of the smoothed loss.
+        rates: The largest group's rate at each step, in rising order; at least two.
+        losses: The loss at each, before the step was taken.
+        smoothed: Their exponential average.
     """
 
-    rates: list[float]
-    losses: list[float]
-    smoothed: list[float]
-    steepest: float
-    minimum: float
-    valley: float
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+
+    @property
+    def steepest(self) -> float:
+        """The rate at which the smoothed loss falls fastest, over the logarithm of the rate.
+
+        The first tenth of the steps, averages of few losses, and what follows the minimum are left out.
+        """
+        smoothed, start = np.array(self.smoothed), len(self.smoothed) // 10
+        end = start + max(2, smoothed[start:].argmin() + 1)
+        return self.rates[start + np.gradient(smoothed[start:end], np.log(self.rates[start:end])).argmin()]
+
+    @property
+    def valley(self) -> float:
+        """The rate in the middle of the longest stretch in which the smoothed loss keeps falling, by and large."""
+        falls = np.ones(len(self.smoothed), dtype=int)  # length of the longest falling subsequence that ends here
+        for i, loss in enumerate(self.smoothed):
+            falls[i] += max((falls[j] for j in range(i) if self.smoothed[j] > loss), default=0)
+        end = int(falls.argmax())
+        return self.rates[end - int(falls[end]) // 2]
 
     @property
     def suggestion(self) -> float:
-        """The rate to train at: the valley, which depends least on single points."""
+        """The rate to train with."""
         return self.valley
 
     def figure(self) -> Figure:
-        """Return the loss over the rate, with the suggestion marked."""
-        figure = Figure(figsize=(6.4, 4), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(self.rates, self.losses, ".", color="#0072B2", alpha=0.25, label="loss of each step")
-        axes.plot(self.rates, self.smoothed, color="#0072B2", lw=2, label="smoothed")
-        height = self.smoothed[self.rates.index(self.suggestion)]
-        label = f"suggestion {self.suggestion:.1e}"
-        axes.axvline(self.suggestion, color="#D55E00", lw=1, ls="--")
-        axes.plot([self.suggestion], [height], "o", color="#D55E00", label=label)
-        low, high = min(self.smoothed), max(self.smoothed[0], *self.smoothed[: int(0.9 * len(self.smoothed)) + 1])
-        room = 0.15 * (high - low) or 1.0
-        axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - room, high + 2 * room))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.2)
-        axes.legend(frameon=False, loc="best")
+        """Return a figure of the loss over the rate, with the suggestion marked."""
+        rates, smoothed, chosen = np.array(self.rates), np.array(self.smoothed), self.suggestion
+        low, high = min(self.losses), smoothed[: smoothed.argmin() + 1].max()  # divergence goes out of the picture
+        margin = 0.1 * (high - low or abs(low) or 1.0)
+        height = smoothed[self.rates.index(chosen)]
+        with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
+            figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+            axes = figure.subplots()
+            axes.scatter(rates, self.losses, s=10, alpha=0.3, lw=0, color=COLOURS[0], label="loss of each step")
+            axes.plot(rates, smoothed, lw=2, color=COLOURS[0], label="smoothed")
+            axes.axvline(chosen, lw=1, ls="--", color=COLOURS[1])
+            axes.plot([chosen], [height], "o", ms=8, color=COLOURS[1], zorder=3)
+            axes.annotate(
+                f"suggestion {chosen:.1e}", (chosen, height), (10, 10), textcoords="offset points",
+                color=COLOURS[1], fontweight="bold",
+            )  # fmt: skip
+            axes.set_xscale("log")
+            axes.set_ylim(low - margin, high + 3 * margin)
+            axes.set(xlabel="learning rate", ylabel="training loss")
+            axes.set_title("Loss while the learning rate rises", loc="left", fontweight="bold")
+            axes.grid(alpha=0.25)
+            axes.legend(loc="lower left", frameon=False)
         return figure
 
-    def save(self, path: Path | str) -> None:
-        """Save the figure as a PNG."""
-        self.figure().savefig(path, format="png", dpi=110)
-
-
-@contextmanager
-def _untouched(stepper: Stepper) -> Iterator[None]:
-    """Put back, at the end, whatever steps may change."""
-    model, optimizer = stepper.model, stepper.optimizer
-    tensors = [(t, t.detach().clone()) for t in chain(model.parameters(), model.buffers())]
-    states = {parameter: copy.deepcopy(state) for parameter, state in optimizer.state.items()}
-    groups = [{k: copy.deepcopy(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    scaler = copy.deepcopy(stepper.scaler.state_dict())
-    schedule, ema = stepper.schedule, getattr(stepper, "ema", None)
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    randoms = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    stepper.schedule = stepper.ema = None
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, before in tensors:
-                tensor.copy_(before)
-        optimizer.zero_grad(set_to_none=True)
-        optimizer.state.clear()
-        optimizer.state.update(states)
-        for group, before in zip(optimizer.param_groups, groups, strict=True):
-            for key in group.keys() - before.keys() - {"params"}:
-                del group[key]
-            group.update(before)
-        stepper.scaler.load_state_dict(scaler)
-        stepper.schedule, stepper.ema = schedule, ema
-        torch.set_rng_state(randoms[0])
-        np.random.set_state(randoms[1])
-        random.setstate(randoms[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-def _shares(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Return each group's own rate over the largest rate of a group that trains."""
-    own = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    trains = [any(p.requires_grad for p in group["params"]) for group in optimizer.param_groups]
-    top = max((lr for lr, train in zip(own, trains, strict=True) if train), default=0.0)
-    if not top > 0:
-        raise ValueError("stepper: expected a group that trains at a rate above 0, got none")
-    return [lr / top for lr in own]
-
-
-def _valley(losses: Sequence[float]) -> int:
-    """Return the middle of the longest decreasing subsequence, as fastai's ``valley`` does."""
-    lengths, end = [1] * len(losses), 0
-    for i in range(1, len(losses)):
-        lengths[i] = 1 + max((lengths[j] for j in range(i) if losses[i] < losses[j]), default=0)
-        if lengths[i] > lengths[end]:
-            end = i
-    start = max(0, end - lengths[end])
-    third = (end - start) / 3
-    return start + int(third) + int(third / 2)
+    def save(self, path: str | Path) -> None:
+        """Save the figure as a PNG file."""
+        self.figure().savefig(path, dpi=110, format="png")
 
 
 def lr_find(
@@ -132,65 +104,135 @@ def lr_find(
     steps: int = 100,
     smoothing: float = 0.9,
     stop_factor: float = 4.0,
-) -> LrFinding:
-    """Train for up to ``steps`` steps at rates from ``low`` to ``high``, then put everything back.
+) -> RateFinding:
+    """Raise the rate exponentially from ``low`` to ``high`` over ``steps`` steps, and return what the loss did.
 
-    Each group's rate stays in proportion to its own ``initial_lr``; the rates reported are those of the fastest
-    group that trains. The search ends early when the smoothed loss exceeds ``stop_factor`` times its lowest value,
-    or when the loss or the gradient is not finite.
+    It ends early where the loss diverges or is not finite. Then weights, buffers, optimizer, scaler, schedule,
+    averages and random states are as they were, to the bit; gradients are dropped.
 
     Args:
-        stepper: What is to be trained, in the mode in which it will be.
-        windows: Windows of batches, as :meth:`Stepper.step` takes them; repeated if fewer than ``steps``.
-        low: First rate, above 0.
-        high: Last rate, above ``low``.
-        steps: Most steps, 3 or more.
-        smoothing: Weight of the past in the running average of the loss, in [0, 1).
-        stop_factor: Above 1.
+        stepper: Takes the steps, with its clipping and precision. Enter the phase first: what is frozen stays so.
+        windows: Of batches; they are gone through again and again.
+        low: The first rate, of the group with the largest ``initial_lr``; the others' are in proportion.
+        high: The last one.
+        steps: Most optimizer steps.
+        smoothing: Share that the average of the loss keeps of itself at each step, in [0, 1).
+        stop_factor: It has diverged where the average is so many times its lowest value.
 
     Raises:
-        ValueError: If an argument is out of range or ``windows`` is empty.
-        FloatingPointError: If training diverges within the first three steps.
+        FloatingPointError: If the loss is not finite at the lowest rates already.
+        ValueError: If an option is out of its range, or ``windows`` is empty or can be gone through only once.
     """
-    if not 0 < low < high:
+    if not 0 < low < high < math.inf:
         raise ValueError(f"low, high: expected 0 < low < high, got {low} and {high}")
-    if steps < 3:
-        raise ValueError(f"steps: expected at least 3, got {steps}")
+    if steps < 2:
+        raise ValueError(f"steps: expected at least 2, got {steps}")
     if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing: expected a weight in [0, 1), got {smoothing}")
+        raise ValueError(f"smoothing: expected a share in [0, 1), got {smoothing}")
     if not stop_factor > 1:
         raise ValueError(f"stop_factor: expected more than 1, got {stop_factor}")
-    shares = _shares(stepper.optimizer)
-    rates, losses, smoothed, average = [], [], [], 0.0
-    with _untouched(stepper):
-        for i, window in enumerate(islice(cycle(windows), steps)):
-            rate = low * (high / low) ** (i / (steps - 1))
-            for group, share in zip(stepper.optimizer.param_groups, shares, strict=True):
-                group["lr"] = rate * share
+    rates, losses, smoothed = [], [], []
+    average = 0.0
+    with _rehearsal(stepper) as rehearsal:
+        groups = rehearsal.optimizer.param_groups
+        peaks = [group.get("initial_lr", group["lr"]) for group in groups]
+        for rate, window in zip(np.geomspace(low, high, steps).tolist(), _cycle(windows), strict=False):
+            for group, peak in zip(groups, peaks, strict=True):
+                group["lr"] = rate * peak / max(peaks)
             try:
-                loss = stepper.step(window).loss
+                loss = rehearsal.step(window).loss
             except FloatingPointError:
                 break
-            if not np.isfinite(loss):
+            if not math.isfinite(loss):  # under a scaler, which skips the step
                 break
             average = smoothing * average + (1 - smoothing) * loss
             rates.append(rate)
             losses.append(loss)
-            smoothed.append(average / (1 - smoothing ** (i + 1)))
+            smoothed.append(average / (1 - smoothing ** len(rates)))
             best = min(smoothed)
             if smoothed[-1] > best + (stop_factor - 1) * abs(best):
                 break
-        else:
-            if not rates:
-                raise ValueError("windows: expected at least one window of batches, got none")
-    if len(rates) < 3:
-        raise FloatingPointError(f"lr_find: training diverged in the first three steps, at a rate of {low:.1e}")
-    slopes = np.diff(smoothed) / np.diff(np.log(rates))
-    return LrFinding(
-        rates,
-        losses,
-        smoothed,
-        steepest=rates[int(slopes.argmin())],
-        minimum=rates[int(np.argmin(smoothed))] / 10,
-        valley=rates[_valley(smoothed)],
-    )
+    if len(rates) < 2:
+        raise FloatingPointError(f"the loss is not finite at a learning rate of {rate:.1e}")
+    return RateFinding(tuple(rates), tuple(losses), tuple(smoothed))
+
+
+@contextmanager
+def _rehearsal(stepper: Stepper) -> Iterator[Stepper]:
+    """Give a stepper of the same model and optimizer, and undo at the end whatever it did to them."""
+    rehearsal = copy.copy(stepper)
+    rehearsal.schedule, rehearsal.ema, rehearsal.ratios_every = None, None, 0
+    rehearsal.scaler = copy.deepcopy(stepper.scaler)
+    model, optimizer = stepper.model, stepper.optimizer
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    options = [{k: copy.deepcopy(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    state, random = dict(optimizer.state), random_state()
+    optimizer.state.update({p: copy.deepcopy(of_p) for p, of_p in state.items()})
+    try:
+        yield rehearsal
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, before in weights.items():
+                model.get_parameter(name).copy_(before)
+            for name, before in buffers.items():
+                model.get_buffer(name).copy_(before)
+        for group, before in zip(optimizer.param_groups, options, strict=True):
+            group.update(before)
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        set_random_state(random)
+
+
+def _cycle(windows: Iterable[Sequence[Batch]]) -> Iterator[Sequence[Batch]]:
+    while True:
+        window = None
+        for window in windows:
+            yield window
+        if window is None:
+            raise ValueError("windows: expected one or more, that can be gone through again; there are none")
+
+
+class RateFound(Exception):
+    """The rate was searched for instead of training.
+
+    Args:
+        finding: What was seen.
+        path: The picture of it.
+    """
+
+    def __init__(self, finding: RateFinding, path: Path):
+        super().__init__(f"learning rate {finding.suggestion:.1e}: {path}")
+        self.finding, self.path = finding, path
+
+
+class RateFinder:
+    """An observer of runs that searches for the rate of the first phase it sees of one run, and ends that.
+
+    Args:
+        name: Name of the run's folder; other runs are left alone.
+        console: Where to print.
+    """
+
+    def __init__(self, name: str, console: Console):
+        self.name, self.console = name, console
+
+    def __call__(self, event: str, run: Run) -> None:
+        """Search at the event ``"phase"``, print the suggestion, and save ``lr_find.png`` in the job's folder.
+
+        Raises:
+            RateFound: At the end of the search.
+        """
+        if event != "phase" or run.folder.name != self.name:
+            return
+        epochs = chain.from_iterable(windows(run.loader(epoch), run.accumulate) for epoch in count())
+        finding = lr_find(run.stepper, epochs)
+        path = run.folder.parents[1] / "lr_find.png"
+        run.monitor.close()
+        if run.parallel.main:
+            finding.save(path)
+            phase = f"phase {run.phase_index + 1} of {self.name}, {run.plan[run.phase_index]}"
+            self.console.print(f"suggested learning rate: {finding.suggestion:.1e}", highlight=False)
+            self.console.print(f"It is for {phase}; picture: {path}", soft_wrap=True, highlight=False)
+        raise RateFound(finding, path)

@@ -115,7 +115,7 @@ class Run:
         patience: int = 0,
         seed: int = 0,
         title: str = "",
-        items: int | None = None,
+        items: int = 0,
         unit: str = "img",
         bar: bool = False,
         keep: Mapping[str, Any] | None = None,
@@ -144,9 +144,10 @@ class Run:
         state = self._load()
         self.resumed = state is not None
         self.windows_per_epoch = self._count_windows()
-        steps = self.windows_per_epoch * sum(phase.epochs for phase in self.plan)
+        total = items * sum(phase.epochs for phase in self.plan)
+        logged = state and state["monitor"]
         self.monitor = Monitor(
-            self.folder, title, steps, unit=unit, bar=bar, main=self.parallel.main, state=state and state["monitor"]
+            self.folder, title, total, unit=unit, bar=bar, main=self.parallel.main, state=logged
         )
         self._begun = self._saved = time.perf_counter()
 

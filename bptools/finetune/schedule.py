@@ -66,8 +66,3 @@ def make_schedule(name: str, optimizer: torch.optim.Optimizer, steps: int, *, wa
         return (step + 1) / (rise + 1) if step < rise else decay((step - rise) / max(1, steps - rise))
 
     return LambdaLR(optimizer, factor)
-
-
-def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, *, warmup: float = 0.1) -> LambdaLR:
-    """Return :func:`make_schedule`'s ``"cosine"``."""
-    return make_schedule("cosine", optimizer, steps, warmup=warmup)

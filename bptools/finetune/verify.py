@@ -73,7 +73,9 @@ def dry_run(train: Train, console: Console) -> None:
             train(Path(folder), trial=1, interrupt=StopAfter(1))
         except Stopped:
             train(Path(folder), trial=1)
-    console.print("dry run: one window of every phase, a checkpoint written and read, validation and test: all well")
+    console.print(
+        "dry run: one window of every phase, a checkpoint written and read, validation and test: all well"
+    )
 
 
 def verify(train: Train, command: Sequence[str], console: Console, parallel: Parallel) -> bool:

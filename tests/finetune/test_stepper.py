@@ -14,7 +14,7 @@ from bptools.finetune.devices import resolve_amp, resolve_device
 from bptools.finetune.distributed import Parallel
 from bptools.finetune.ema import Ema
 from bptools.finetune.errors import InputError
-from bptools.finetune.schedule import warmup_cosine
+from bptools.finetune.schedule import make_schedule
 from bptools.finetune.stepper import Stepper
 from bptools.optim import clip_grad_adaptive_
 
@@ -249,7 +249,7 @@ class Overflow(nn.Module):
 def test_a_skipped_step_moves_nothing():
     model, ema = Overflow(), Ema(Overflow())
     stepper = sgd(model, amp="fp16", ema=ema, ratios_every=1)
-    stepper.schedule = warmup_cosine(stepper.optimizer, 10)
+    stepper.schedule = make_schedule("cosine", stepper.optimizer, 10)
     model.factor = math.inf
     before, lr = copy.deepcopy(model), stepper.optimizer.param_groups[0]["lr"]
     result = stepper.step(batches(4))
@@ -328,7 +328,7 @@ def test_a_step_in_backward_is_the_step():
     a, b = normed(), normed()
     inside, after = adamw(a, in_backward=True, lean=True, ratios_every=1), adamw(b, ratios_every=1)
     for stepper in (inside, after):
-        stepper.schedule = warmup_cosine(stepper.optimizer, 10)
+        stepper.schedule = make_schedule("cosine", stepper.optimizer, 10)
         torch.manual_seed(3)
         for window in windows(batches(8, 8, 5), 1):
             result = stepper.step(window)
@@ -434,7 +434,7 @@ def test_other_errors_are_not_of_memory():
 def test_state_holds_scaler_and_schedule():
     def make():
         stepper = adamw(net(), amp="fp16", ratios_every=2)
-        stepper.schedule = warmup_cosine(stepper.optimizer, 10)
+        stepper.schedule = make_schedule("cosine", stepper.optimizer, 10)
         return stepper.model, stepper
 
     model, stepper = make()
