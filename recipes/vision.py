@@ -251,14 +251,20 @@ def compare(cfg: Config, parallel: ft.Parallel) -> int:
     return 0
 
 
-def start(cfg: Config, parallel: ft.Parallel, args: Sequence[str]) -> int:
+def start(cfg: Config, args: Sequence[str]) -> int | None:
     """Do what the settings ask for; return the exit status."""
-    if cfg.resume and replace(cfg, resume=None) != Config():
-        raise ft.InputError("--resume goes on with the job's own settings; leave out the other options")
-    folder = cfg.resume or cfg.log_dir or f"runs/vision/{ft.job_time(parallel)}"
-    if cfg.resume or ft.restarted(folder):
-        return job(Config(**ft.load_config(folder)), parallel)
-    cfg = replace(resolve(cfg), log_dir=folder)
+    resume = cfg.resume
+    if resume:
+        if replace(cfg, resume=None) != Config():
+            raise ft.InputError("--resume goes on with the job's own settings; leave out the other options")
+        cfg = Config(**ft.load_config(resume) | {"log_dir": resume})
+    cfg = replace(cfg, device=ft.resolve_device(cfg.device))
+    parallel = ft.parallel_from_env(cfg.parallel, cfg.device)
+    folder = cfg.log_dir or f"runs/vision/{ft.job_time(parallel)}"
+    if ft.restarted(folder):
+        cfg = Config(**ft.load_config(folder))
+    elif not resume:
+        cfg = replace(resolve(cfg), log_dir=folder)
     if cfg.verify:
         return ft.verify(partial(trial, cfg, parallel), [__file__, *args], console, parallel)
     if cfg.dry_run:
@@ -273,9 +279,7 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     default = FOLDER_DEFAULTS if any(a.split("=")[0] == "--data" for a in args) else Config()
     cfg = tyro.cli(Config, prog="recipes/vision.py", description=__doc__, args=args, default=default)
-    return ft.exit_status(
-        lambda: start(cfg, ft.parallel_from_env(cfg.parallel, ft.resolve_device(cfg.device)), args)
-    )
+    return ft.exit_status(lambda: start(cfg, args))
 
 
 if __name__ == "__main__":

@@ -44,12 +44,13 @@ def restarted(folder: str | Path) -> bool:
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
-    """Return the settings of the job in ``folder``.
+    """Return the settings of the job in ``folder``, with tuples where JSON has lists.
 
     Raises:
         InputError: If it holds none; the message names ``--resume``.
     """
     try:
-        return load_json(Path(folder, "config.json"))
+        settings = load_json(Path(folder, "config.json"))
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     except InputError as error:
         raise InputError(f"--resume {folder}: {error}") from error

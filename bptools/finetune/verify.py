@@ -78,8 +78,8 @@ def dry_run(train: Train, console: Console) -> None:
     )
 
 
-def verify(train: Train, command: Sequence[str], console: Console, parallel: Parallel) -> bool:
-    """Make all checks, print a table of them, and return whether all hold.
+def verify(train: Train, command: Sequence[str], console: Console, parallel: Parallel) -> int:
+    """Make all checks, print a table of them, and return the exit status: 0 if all hold, else 1.
 
     Args:
         train: As for :func:`dry_run`.
@@ -90,7 +90,7 @@ def verify(train: Train, command: Sequence[str], console: Console, parallel: Par
     """
     if parallel.size > 1:
         _write_gradients(train, parallel)
-        return True
+        return 0
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         watch = _Watch()
@@ -108,7 +108,7 @@ def verify(train: Train, command: Sequence[str], console: Console, parallel: Par
             rows.append((name, verdict, f"{time.perf_counter() - begun:.1f}", note))
     columns = {"check": "left", "": "left", "seconds": "right", "what was seen": "left"}
     console.print(plain_table("Verified on these settings", columns, rows))
-    return all(row[1] != "FAILS" for row in rows)
+    return int(any(row[1] == "FAILS" for row in rows))
 
 
 Verdict = tuple[bool | None, str]  # None: there is nothing to check
