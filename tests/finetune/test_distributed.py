@@ -29,10 +29,15 @@ def python(*arguments):
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
     )
-    assert done.returncode == 0, done.stderr[-5000:]
+    try:
+        _, said = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its own processes
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said[-5000:]
 
 
 def launch(size, folder, *checks):
