@@ -33,7 +33,8 @@ CONFIG, WEIGHTS, BUFFERS = "adapter_config.json", "adapter_model.safetensors", "
 def save_adapter(model: PeftModel, folder: str | Path) -> None:
     """Write the adapter and the trained head as peft does, and the model's buffers, to ``folder``.
 
-    ``peft.PeftModel.from_pretrained`` reads it too, but for ``buffers.safetensors``.
+    ``peft.PeftModel.from_pretrained`` reads it too, but for ``buffers.safetensors``, where the names of the 4-bit
+    layers are as well. In `nn.MultiheadAttention` peft adds the output's update twice, and computes another thing.
 
     Args:
         model: What :func:`add_adapter` returned.
