@@ -62,15 +62,20 @@ class RateFinding:
 
     @property
     def suggestion(self) -> float:
-        """The rate to train with."""
-        return self.valley
+        """The geometric mean of :attr:`steepest` and :attr:`valley`.
+
+        On scikit-learn's digits (a small network from scratch, all of a pretrained one, its head; AdamW and SGD; two
+        seeds each) it was within a factor of 3 of the best constant rate. The valley by itself was up to 14 times
+        too low, and the steepest point up to 3 times too high, near to divergence, as the average lags behind.
+        """
+        return math.sqrt(self.steepest * self.valley)
 
     def figure(self) -> Figure:
         """Return a figure of the loss over the rate, with the suggestion marked."""
         rates, smoothed, chosen = np.array(self.rates), np.array(self.smoothed), self.suggestion
-        low, plateau = smoothed.min(), smoothed[: smoothed.argmin() + 1].max()
-        margin = 0.15 * (plateau - low or abs(low) or 1.0)
-        height = smoothed[self.rates.index(chosen)]
+        low, high = min(self.losses), smoothed[: smoothed.argmin() + 1].max()  # divergence goes out of the picture
+        margin = 0.1 * (high - low or abs(low) or 1.0)
+        height = np.interp(math.log(chosen), np.log(rates), smoothed)
         with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
             figure = Figure(figsize=(7.5, 4.5), layout="constrained")
             axes = figure.subplots()
@@ -83,7 +88,7 @@ class RateFinding:
                 color=COLOURS[1], fontweight="bold",
             )  # fmt: skip
             axes.set_xscale("log")
-            axes.set_ylim(low - margin, plateau + 2 * margin)
+            axes.set_ylim(low - margin, high + 3 * margin)
             axes.set(xlabel="learning rate", ylabel="training loss")
             axes.set_title("Loss while the learning rate rises", loc="left", fontweight="bold")
             axes.grid(alpha=0.25)
