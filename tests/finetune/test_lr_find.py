@@ -204,7 +204,7 @@ def test_the_observer_searches_once_and_ends_the_run(tmp_path, monkeypatch):
     stepper = make()
     run = SimpleNamespace(
         folder=tmp_path / "seed0" / "full", stepper=stepper, loader=loader, accumulate=3,
-        phase_index=0, plan=[Phase(("head",), 2)], parallel=stepper.parallel,
+        phase_index=0, plan=[Phase(("layer[ab]",), 2)], parallel=stepper.parallel,
         monitor=SimpleNamespace(close=lambda: closed.append(True)),
     )  # fmt: skip
     observe = RateFinder("full", Console(file=out, width=60))
@@ -220,7 +220,7 @@ def test_the_observer_searches_once_and_ends_the_run(tmp_path, monkeypatch):
     assert asked == [0, 1, 2, 3, 4, 5]  # windows of 3 batches and of 1
     assert closed
     assert f"{found.value.finding.suggestion:.1e}" in out.getvalue()
-    assert "phase 1 of full, head" in out.getvalue()
+    assert "phase 1 of full, layer[ab]" in out.getvalue()
 
 
 def digits_stepper(seed, lr):
