@@ -62,15 +62,20 @@ class RateFinding:
 
     @property
     def suggestion(self) -> float:
-        """The rate to train with."""
-        return self.valley
+        """The geometric mean of :attr:`steepest` and :attr:`valley`.
+
+        On scikit-learn's digits (a small network from scratch, a pretrained one, the head alone; AdamW and SGD)
+        the best constant rate was about one to four times as high. It was up to 14 times as high as the valley,
+        while the steepest point, as the average lags behind, was up to 6 times too high: near to divergence.
+        """
+        return math.sqrt(self.steepest * self.valley)
 
     def figure(self) -> Figure:
         """Return a figure of the loss over the rate, with the suggestion marked."""
         rates, smoothed, chosen = np.array(self.rates), np.array(self.smoothed), self.suggestion
         low, high = min(self.losses), smoothed[: smoothed.argmin() + 1].max()  # divergence goes out of the picture
         margin = 0.1 * (high - low or abs(low) or 1.0)
-        height = smoothed[self.rates.index(chosen)]
+        height = np.interp(math.log(chosen), np.log(rates), smoothed)
         with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
             figure = Figure(figsize=(7.5, 4.5), layout="constrained")
             axes = figure.subplots()
@@ -79,8 +84,8 @@ class RateFinding:
             axes.axvline(chosen, lw=1, ls="--", color=COLOURS[1])
             axes.plot([chosen], [height], "o", ms=8, color=COLOURS[1], zorder=3)
             axes.annotate(
-                f"suggestion {chosen:.1e}", (chosen, height), (10, 10), textcoords="offset points",
-                color=COLOURS[1], fontweight="bold",
+                f"suggestion {chosen:.1e}", (chosen, 0.98), (8, 0), xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points", va="top", color=COLOURS[1], fontweight="bold",
             )  # fmt: skip
             axes.set_xscale("log")
             axes.set_ylim(low - margin, high + 3 * margin)
@@ -233,6 +238,6 @@ class RateFinder:
         if run.parallel.main:
             finding.save(path)
             phase = f"phase {run.phase_index + 1} of {self.name}, {run.plan[run.phase_index]}"
-            self.console.print(f"suggested learning rate: {finding.suggestion:.1e}", highlight=False)
-            self.console.print(f"It is for {phase}; picture: {path}", soft_wrap=True, highlight=False)
+            for line in (f"suggested learning rate: {finding.suggestion:.1e}", f"for {phase}; picture: {path}"):
+                self.console.print(line, soft_wrap=True, markup=False, highlight=False)
         raise RateFound(finding, path)

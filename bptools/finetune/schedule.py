@@ -1,68 +1,81 @@
-"""The learning-rate schedules of a phase, all as factors on each group's own ``initial_lr``.
+"""The learning-rate schedule of a phase: by which factor each group's own rate is multiplied at each step.
 
-So groups with different rates keep their proportions. torch's ``OneCycleLR`` would overwrite ``initial_lr``, and
-with it the rates of the phases that follow; the one-cycle policy here (Smith and Topin 2017, arXiv 1708.07120)
-gives the same rates and leaves ``initial_lr`` alone.
+A factor leaves the proportions of discriminative rates as they are, whichever the schedule, and asks nothing of
+the groups but ``initial_lr``; torch's ``OneCycleLR`` writes its own rates over that.
+
+Sources: Loshchilov and Hutter, arXiv 1608.03983 (cosine); Smith and Topin, arXiv 1708.07120 (one-cycle).
 """
 
 import math
 from collections.abc import Callable
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .errors import InputError, suggestion
 
-RISE, START, END = 0.3, 1 / 25, 1 / 25e4  # of the one-cycle policy, as in torch's OneCycleLR
+ONE_CYCLE_RISE = 0.3  # share of the steps
+ONE_CYCLE_START = 1 / 25
+ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 
 
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * min(1.0, share)))
+def make_schedule(name: str, optimizer: torch.optim.Optimizer, steps: int, *, warmup: float = 0.1) -> LRScheduler:
+    """Return the schedule ``name`` over ``steps`` optimizer steps, which starts at once.
 
-
-def _one_cycle(step: int, steps: int) -> float:
-    top, last = RISE * steps - 1, steps - 1
-    if step <= top:
-        return _cosine(START, 1.0, step / top if top else 1.0)
-    top = max(0.0, top)  # fewer than four steps: no rise
-    return _cosine(1.0, END, (step - top) / (last - top) if last > top else 0.0)
-
-
-DECAYS: dict[str, Callable[[float], float]] = {
-    "constant": lambda share: 1.0,
-    "linear": lambda share: 1 - min(1.0, share),
-    "cosine": lambda share: _cosine(1.0, 0.0, share),
-}
-SCHEDULES = (*DECAYS, "one-cycle")
-
-
-def make_schedule(name: str, optimizer: torch.optim.Optimizer, steps: int, *, warmup: float = 0.1) -> LambdaLR:
-    """Return the schedule called ``name``; it counts optimizer steps, not epochs, and stays at its end.
+    Make it anew to resume, and load its state.
 
     Args:
-        name: ``"constant"``, ``"linear"`` (down to 0) or ``"cosine"`` (down to 0), each after a linear rise that
-            starts above 0; or ``"one-cycle"``, a rise by cosine from 1/25 of the rate over the first 30 % of the
-            steps, then a fall by cosine to 1/250,000 of it.
-        optimizer: Its groups' ``initial_lr``, or ``lr`` where there is none, are the peak rates.
-        steps: Optimizer steps in the phase.
-        warmup: Share of the steps that the linear rise takes; ``"one-cycle"`` has its own.
+        name: ``"constant"``, ``"linear"`` or ``"cosine"``: the factor rises linearly to 1, then stays there or
+            falls to 0 like that. ``"one-cycle"``: it rises from 1/25 to 1 over 30 % of the steps, then falls to
+            1/250,000 at the last one, both by cosine.
+        optimizer: Each group's ``initial_lr`` is its highest rate.
+        steps: Steps to the end of the schedule, after which it stays where it is.
+        warmup: Share of ``steps`` that the linear rise takes; its first step is above 0. One-cycle has its own.
 
     Raises:
-        InputError: If there is no schedule of that name.
+        InputError: If there is no such schedule.
         ValueError: If ``steps`` is below 1 or ``warmup`` not in [0, 1).
     """
-    if name not in SCHEDULES:
-        near = suggestion(name, SCHEDULES)
-        raise InputError(f"--schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}{near}")
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup: expected a share in [0, 1), got {warmup}")
-    if name == "one-cycle":
-        return LambdaLR(optimizer, lambda step: _one_cycle(step, steps))
-    rise, decay = round(steps * warmup), DECAYS[name]
+    if name not in SCHEDULES:
+        close = suggestion(name, SCHEDULES)
+        raise InputError(f"--schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}{close}")
+    factor = _one_cycle(steps) if name == "one-cycle" else _after_warmup(FALLS[name], steps, round(steps * warmup))
+    return LambdaLR(optimizer, factor)
+
+
+def _cosine(progress: float) -> float:
+    """Fall from 1 to 0 as ``progress`` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+FALLS: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1 - progress,
+    "cosine": _cosine,
+}
+SCHEDULES = (*FALLS, "one-cycle")
+
+
+def _after_warmup(fall: Callable[[float], float], steps: int, rise: int) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        return fall(min(1.0, (step - rise) / (steps - rise)))
+
+    return factor
+
+
+def _one_cycle(steps: int) -> Callable[[int], float]:
+    last = steps - 1
+    peak = ONE_CYCLE_RISE * steps - 1  # as in torch, between two steps unless it is a whole number
 
     def factor(step: int) -> float:
-        return (step + 1) / (rise + 1) if step < rise else decay((step - rise) / max(1, steps - rise))
+        if step <= peak:
+            return 1 + (ONE_CYCLE_START - 1) * _cosine(step / peak if peak else 1.0)
+        return ONE_CYCLE_END + (1 - ONE_CYCLE_END) * _cosine(min(1.0, (step - peak) / (last - peak)))
 
-    return LambdaLR(optimizer, factor)
+    return factor
