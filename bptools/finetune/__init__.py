@@ -1,7 +1,7 @@
 """Fine-tuning in small parts that can be read and tested one by one.
 
-Phases are data, one step owns its order, a run goes on from where it was killed, and each frozen thing stays frozen.
-``recipes/vision.py`` shows them at work.
+Phases are data, one step owns its order, a run goes on from where it was killed, and each frozen thing stays
+frozen. ``recipes/vision.py`` shows them at work.
 """
 
 from bptools.optim import parameter_depths

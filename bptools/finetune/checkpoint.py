@@ -30,7 +30,8 @@ logger = logging.getLogger("bptools.finetune")
 
 # What torch and safetensors raise for torn files, files of another kind, and files with code in them.
 UNREADABLE = (
-    OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile,
+    OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile,
+    SafetensorError,
 )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def load_checkpoint(path: str | Path, keys: Sequence[str] = ()) -> dict[str, Any
 
 
 def _verify_checksums(path: Path) -> None:
-    """Raise unless every record of a zip file, which is what `torch.save` writes, has the sum written beside it."""
+    """Raise unless each record of a zip file, which `torch.save` writes, has the sum that is written beside it."""
     if zipfile.is_zipfile(path):  # else of an old format, which has none
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()

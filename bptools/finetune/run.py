@@ -11,9 +11,9 @@ The loop stays the recipe's own, and reads as one::
                 run.validate(evaluate(model, data).loss)
     run.load_best()
 
-Made anew in a folder that holds a checkpoint, a run continues from it: phases, epochs and windows that are done are
-not given again, and everything is put back bit by bit: weights, buffers, optimizer, averages, scaler, schedule,
-patience, random states, the position in the data, and the sums of what is logged.
+Made anew in a folder that holds a checkpoint, a run continues from it: phases, epochs and windows that are done
+are not given again, and everything is put back bit by bit: weights, buffers, optimizer, averages, scaler,
+schedule, patience, random states, the position in the data, and the sums of what is logged.
 """
 
 import logging
@@ -88,8 +88,8 @@ class Run:
         save_every: Seconds between two checkpoints.
         trial: For a trial, the most windows in an epoch; each phase then is of one epoch.
         interrupt: Asked after each step; where it is true, the run saves and raises :class:`Stopped`.
-        observe: Called with ``"phase"`` when a phase has been entered, ``"step"`` after each step, ``"end"`` when a
-            phase ends, and the run.
+        observe: Called with ``"phase"`` when a phase has been entered, ``"step"`` after each step, ``"end"`` when
+            a phase ends, and the run.
 
     Attributes:
         taken: Optimizer steps so far.
@@ -328,7 +328,7 @@ class Run:
         return self.model
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Write ``result`` (plain values), with history, seconds and why it stopped, to ``result.json``; return it."""
+        """Write ``result`` (plain values), history, seconds and why it stopped to ``result.json``; return it."""
         whole = {"history": self.history, "reason": self.stopper.reason(), "seconds": self.elapsed(), **result}
         if self.parallel.main:
             save_json(self.folder / "result.json", whole)

@@ -87,8 +87,8 @@ class Stepper:
             :class:`bptools.optim.StepInBackward`. Windows are then of one batch.
         ratios_every: Measure the ratio of update and weights on each step that is a multiple of this; 0 for never.
         parallel: The processes that take each step together, each with its own part of each batch.
-        module: What is called in the model's place: what ``parallel.wrap(model)`` returned, before the optimizer was
-            made; by default the model.
+        module: What is called in the model's place: what ``parallel.wrap(model)`` returned, before the optimizer
+            was made; by default the model.
 
     Attributes:
         model: The model itself.
@@ -154,10 +154,6 @@ class Stepper:
         self.steps = 0
         self._lean = memory.lean if lean else nullcontext
         self._in_backward = StepInBackward(optimizer) if in_backward else None
-
-    def rewrap(self) -> None:
-        """Have what is called follow a change of ``requires_grad``."""
-        self.module = self.parallel.rewrap(self.module)
 
     def backward(self, window: Sequence[Batch]) -> float:
         """Make the gradient of the mean loss of ``window``, times the scaler's scale, and return the loss.

@@ -1,7 +1,7 @@
 """Prove a recipe on its user's own settings, in seconds: ``--verify`` and ``--dry-run``.
 
-Both call the recipe's own training function, for one epoch of a few windows in each phase, in a temporary folder. What
-is looked at is what that function does, with whatever its user has changed in it.
+Both call the recipe's own training function, for one epoch of a few windows in each phase, in a temporary folder.
+What is looked at is what that function does, with whatever its user has changed in it.
 
 - *accumulated = one batch*: the gradient of a window is the same however its samples are cut into micro-batches.
 - *resumed = uninterrupted*: a run that is stopped after some step and continued leaves the checkpoint that a run
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .adapters import merge_adapter
-from .batches import Batch, map_tensors, split_batch, to_device
+from .batches import Batch, split_batch, to_device
 from .card import plain_table
 from .checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from .distributed import Parallel
@@ -294,7 +294,7 @@ def _outputs(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _may_change(model: nn.Module) -> set[str]:
-    """Return the names of what a step may change: trainable parameters, and buffers of modules in training mode."""
+    """Return the names of what a step may change: trainable parameters; buffers of modules in training mode."""
     buffers = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()

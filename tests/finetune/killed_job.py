@@ -1,8 +1,9 @@
 """A job with everything in it that a resume can lose, killed at random moments; started by test_kills.py.
 
-``python killed_job.py FOLDER KILLS SEED`` does the job once in peace, then again and again in fresh folders, with each
-process killed by SIGKILL after a random time and another put in its place, until KILLS have been dealt. It prints, as
-JSON, the kills of each job and in what it differs from the first. Processes are forked, so that they need not import.
+``python killed_job.py FOLDER KILLS SEED`` does the job once in peace, then again and again in fresh folders, with
+each process killed by SIGKILL after a random time and another put in its place, until KILLS have been dealt. It
+prints, as JSON, the kills of each job and in what it differs from the first. Processes are forked, so that they need
+not import.
 """
 
 import json
@@ -13,11 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+import peft  # noqa: F401  before the fork, as it takes seconds
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-import peft  # noqa: F401  before the fork, as it takes seconds
 from bptools import finetune as ft
 from bptools.finetune.verify import flatten, same
 
