@@ -141,14 +141,14 @@ class Monitor:
         steps, (seconds, samples, waited) = max(1, self.sums["steps"]), self.recent
         scalars["train/share clipped"] = self.sums["clipped"] / steps
         scalars["train/share skipped"] = self.sums["skipped"] / steps
-        if seconds:
-            scalars[f"speed/{self.unit} per second"] = samples / seconds
-            scalars["speed/share waiting for data"] = waited / seconds
-        scalars["memory/peak MiB"] = peak_memory()
         for group in groups:
             scalars[f"lr/depth {group['depth']:02d}"] = group["lr"]
-        self._write(scalars)
         self.last |= scalars
+        machine = {"memory/peak MiB": peak_memory()}  # not in the state, which is the same on any
+        if seconds:
+            machine[f"speed/{self.unit} per second"] = samples / seconds
+            machine["speed/share waiting for data"] = waited / seconds
+        self._write(scalars | machine)
         self.sums = dict.fromkeys(SUMS, 0.0)
         self.then = time.perf_counter()  # evaluation is not part of the next step
 

@@ -2,8 +2,8 @@
 
 ``python killed_job.py FOLDER KILLS SEED`` does the job once in peace, then again and again in fresh folders, with
 each process killed by SIGKILL after a random time and another put in its place, until KILLS have been dealt. It
-prints, as JSON, the kills of each job and in what it differs from the first. Processes are forked, so that they need
-not import.
+prints, as JSON, the kills of each job and in what it differs from the first. Processes are forked, so that they
+need not import.
 """
 
 import json
