@@ -66,7 +66,7 @@ def snapshot(stepper):
 
 
 @pytest.mark.parametrize("taken", [0, 3])
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_everything_is_put_back_to_the_bit(taken, amp):
     model = net()
     stepper = make(model, ema=Ema(model, 0.9), amp=amp)
