@@ -1,7 +1,7 @@
 """Search for a learning rate: raise it from step to step and watch the loss (Smith 2015, arXiv 1506.01186).
 
-The suggestions are fastai's. The search leaves no trace: the model, the optimizer, the gradient scaler, the averages
-and the random states are afterwards as they were.
+The suggestions are fastai's. The search leaves no trace: the model, the optimizer, the gradient scaler, the
+averages and the random states are afterwards as they were.
 """
 
 import copy
@@ -54,7 +54,7 @@ class LrFinding:
         label = f"suggestion {self.suggestion:.1e}"
         axes.axvline(self.suggestion, color="#D55E00", lw=1, ls="--")
         axes.plot([self.suggestion], [height], "o", color="#D55E00", label=label)
-        low, high = min(self.smoothed), max(self.smoothed[0], *self.smoothed[: int(0.9 * len(self.smoothed)) + 1])
+        low, high = min(self.losses), max(self.smoothed[0], *self.smoothed[: int(0.9 * len(self.smoothed)) + 1])
         room = 0.15 * (high - low) or 1.0
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - room, high + 2 * room))
         axes.spines[["top", "right"]].set_visible(False)
