@@ -17,6 +17,7 @@ from .card import confusion_figure
 from .evaluation import Evaluation
 from .stepper import StepResult
 
+LAYOUT = "{desc} {percentage:3.0f}%|{bar}| "
 RECENT = 0.9  # weight of the past in the speed and the wait that the bar shows
 SUMS = ("steps", "samples", "loss", "clipped", "skipped")  # of an epoch
 
@@ -65,10 +66,9 @@ class Monitor:
         self.sums, self.last = dict(state["sums"]), dict(state["last"])
         self.recent = [0.0, 0.0, 0.0]  # seconds, samples, seconds of waiting
         self.then = time.perf_counter()
-        layout = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
         self.bar = tqdm(
             total=samples, initial=self.seen, desc=title, leave=False, disable=not (bar and main),
-            dynamic_ncols=True, bar_format=layout,
+            dynamic_ncols=True, bar_format=LAYOUT,
         )  # fmt: skip
         self.writer: SummaryWriter | None = None
         if main:
@@ -124,11 +124,10 @@ class Monitor:
         self._write(self.last)
         seconds, samples, waited = self.recent
         lr = max(group["lr"] for group in groups)
-        self.bar.set_postfix_str(
-            f"loss {result.loss:.3f} ({self.mean_loss():.3f}) "
+        self.bar.bar_format = (  # tqdm's own postfix begins with a comma
+            f"{LAYOUT}loss {result.loss:.3f} ({self.mean_loss():.3f}) "
             f"{short_number(samples / max(seconds, 1e-9))} {self.unit}/s lr {lr:.1e} "
-            f"wait {100 * min(1.0, waited / max(seconds, 1e-9)):.0f}%",
-            refresh=False,
+            f"wait {100 * min(1.0, waited / max(seconds, 1e-9)):.0f}%"
         )
         self.bar.update(result.samples)
 
