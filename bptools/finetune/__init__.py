@@ -37,9 +37,9 @@ from .distributed import Parallel, job_time, parallel_from_env, shutdown
 from .ema import Ema
 from .errors import InputError, expect_positive, one_line
 from .evaluation import Evaluation, evaluate
-from .export import export, load_adapter, save_adapter
+from .export import export, load_adapter, save_adapter, whole_folder
 from .interrupt import Interrupt
-from .lr_find import RateFinder, RateFinding, lr_find
+from .lr_search import RateFinder, RateFinding, RateFound, lr_find
 from .mistakes import mistakes_figure
 from .models import (
     Classifier,
@@ -92,6 +92,7 @@ __all__ = [
     "Phase",
     "RateFinder",
     "RateFinding",
+    "RateFound",
     "Run",
     "ShardedStore",
     "Splits",
@@ -165,6 +166,7 @@ __all__ = [
     "trainable_share",
     "unfuse_lora",
     "verify",
+    "whole_folder",
     "whole_state",
     "windows",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from .checkpoint import load_json
 from .distributed import shutdown
 from .errors import InputError, one_line
-from .lr_find import RateFound
+from .lr_search import RateFound
 from .run import Stopped
 
 

@@ -118,7 +118,7 @@ class Monitor:
         for name, value in zip(SUMS, new, strict=True):
             self.sums[name] += value
         self.last = {"train/loss": result.loss, "train/gradient norm": result.norm}
-        ratios = getattr(result, "ratios", ())
+        ratios = result.ratios
         for name, ratio in zip(group_names(groups), ratios, strict=False):
             self.last[f"update ratio/{name}"] = ratio
         self._write(self.last)

@@ -10,10 +10,10 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import nn
 
-from bptools.finetune import lr_find as module
+from bptools.finetune import lr_search as module
 from bptools.finetune.batches import supervised
 from bptools.finetune.ema import Ema
-from bptools.finetune.lr_find import RateFinder, RateFinding, RateFound, lr_find
+from bptools.finetune.lr_search import RateFinder, RateFinding, RateFound, lr_find
 from bptools.finetune.models import small_cnn
 from bptools.finetune.phases import Phase
 from bptools.finetune.schedule import make_schedule
