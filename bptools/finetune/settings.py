@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
+from .checkpoint import holds_run
 from .errors import InputError, expect_positive
 from .phases import parse_phases
 
@@ -24,7 +24,7 @@ class Settings(Protocol):
 LIMITS = {
     "lr": (0, 100), "lr_decay": (0, 100), "weight_decay": (0, 100), "holdout": (0.001, 0.999),
     "size": (0, math.inf), "patience": (0, math.inf), "workers": (0, math.inf), "seed": (0, 2**31),
-    "labels_per_class": (1, 40),
+    "labels_per_class": (1, 40), "ema": (0, 0.99999), "save_every": (0, math.inf),
 }  # fmt: skip
 
 
@@ -46,6 +46,6 @@ def check_settings(settings: Settings) -> None:
     if not settings.strategy or len(set(settings.strategy)) < len(settings.strategy):
         raise InputError("--strategy: expected one name or more, each once")
     parse_phases(settings.phases)
-    if settings.log_dir and Path(settings.log_dir, "last.pt").exists():
+    if settings.log_dir and holds_run(settings.log_dir):
         where = f"--log-dir {settings.log_dir}"
         raise InputError(f"{where} holds a job; continue it with --resume, or name another folder")

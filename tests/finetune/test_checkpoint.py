@@ -1,5 +1,7 @@
 import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,12 +11,15 @@ from torch import nn
 
 from bptools.finetune import (
     InputError,
+    holds_run,
     load_checkpoint,
-    load_job,
+    load_config,
+    load_json,
     load_weights,
     make_folder,
     random_state,
     save_checkpoint,
+    save_json,
     set_random_state,
 )
 
@@ -139,5 +144,52 @@ def test_folders_that_cannot_be_used_are_named_by_option(tmp_path):
         make_folder(tmp_path / "file", {})
     with pytest.raises(InputError, match=r"^--log-dir .*job: Not a directory"):
         make_folder(tmp_path / "file" / "job", {})
-    with pytest.raises(InputError, match=r"^--resume nowhere: no such checkpoint file"):
-        load_job("nowhere")
+    with pytest.raises(InputError, match=r"^--resume nowhere: no such file: nowhere.config.json"):
+        load_config("nowhere")
+
+
+def test_settings_come_back_with_their_tuples(tmp_path):
+    make_folder(tmp_path / "job", {"phases": ("head:1", "all:2"), "lr": 0.1})
+    assert load_config(tmp_path / "job") == {"phases": ("head:1", "all:2"), "lr": 0.1}
+    assert not holds_run(tmp_path / "job")
+    save_checkpoint(tmp_path / "job" / "seed0" / "full" / "best.pt", {})
+    assert holds_run(tmp_path / "job")
+
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, {"x": torch.full((100,), 7.0)})
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((100,), 7.0).numpy().tobytes()) + 50] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(
+        torch.load(path, weights_only=True)["x"], torch.full((100,), 7.0)
+    )  # torch does not see it
+    with pytest.raises(InputError, match=r"x.pt is torn"):
+        load_checkpoint(path)
+
+
+def test_json_is_whole_or_an_error(tmp_path):
+    save_json(tmp_path / "a" / "x.json", {"loss": 0.1})
+    assert load_json(tmp_path / "a" / "x.json") == {"loss": 0.1}
+    (tmp_path / "a" / "x.json").write_text('{"loss": 0.')
+    with pytest.raises(InputError, match=r"x.json is torn"):
+        load_json(tmp_path / "a" / "x.json")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import resource, signal, sys, torch\n"
+        "from bptools.finetune.checkpoint import save_checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "save_checkpoint('x.pt', {'x': torch.ones(10)})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "save_checkpoint('x.pt', {'x': torch.zeros(100_000)})\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "InputError: cannot write x.pt: " in last
+    assert "what was saved before is still there" in last
+    assert torch.equal(load_checkpoint(tmp_path / "x.pt")["x"], torch.ones(10))
+    assert sorted(os.listdir(tmp_path)) == ["script.py", "x.pt"]

@@ -1,10 +1,12 @@
+import random
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
-from bptools.finetune import InputError, digits, image_folder, make_loader, one_line
+from bptools.finetune import Augmented, InputError, Parallel, digits, image_folder, make_loader, one_line
 
 FORMAT = (16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # size, mean, std
 
@@ -48,7 +50,7 @@ def test_one_folder_is_split_by_class(flat):
     splits = image_folder(flat, *FORMAT, holdout=0.5, seed=1)
     assert splits.classes == ("blue", "red")
     assert [len(p) for p in (splits.train, splits.val, splits.test)] == [8, 3, 5]
-    index = [i for p in (splits.train, splits.val, splits.test) for i in p.indices]
+    index = [i for p in (splits.train.data, splits.val, splits.test) for i in p.indices]
     assert sorted(index) == list(range(16))
     for part in (splits.train, splits.val, splits.test):
         assert {label for _, label in part} == {0, 1}
@@ -140,3 +142,58 @@ def test_workers_do_not_share_one_numpy_seed():
     assert len(set(numbers(0))) == 8  # not each worker the same
     assert numbers(0) == numbers(0)
     assert not set(numbers(0)) & set(numbers(1))  # not each epoch the same
+
+
+class Noise(Dataset):
+    """Draws from the generators of torch, NumPy and Python."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        return torch.tensor([i, torch.rand(()), np.random.rand(), random.random()]), 0
+
+
+def samples(loader):
+    return {int(row[0]): row.tolist() for inputs, _ in loader for row in inputs}
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone():
+    data = Augmented(Noise())
+    whole = samples(make_loader(data, 5, seed=(3, 1)))
+    assert len({row[1] for row in whole.values()}) == 12
+    assert samples(make_loader(data, 5, seed=(3, 1), workers=2)) == whole
+    assert samples(make_loader(data, 3, seed=(3, 1))) == whole  # in other batches
+    shares = [samples(make_loader(data, 4, seed=(3, 1), parallel=Parallel(rank, 2))) for rank in (0, 1)]
+    assert shares[0] | shares[1] == whole  # over two processes
+    other = samples(make_loader(data, 5, seed=(3, 2)))
+    assert all(other[i][1:] != whole[i][1:] for i in range(12))
+
+
+def test_augmentation_leaves_the_generators_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(make_loader(Augmented(Noise()), 5, seed=(0, 0)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_goes_on_from_its_position_without_loading_again(workers):
+    def make():
+        return make_loader(Augmented(Noise()), 2, seed=(0, 0), workers=workers)
+
+    whole = [inputs.tolist() for inputs, _ in make()]
+    first = make()
+    stream = iter(first)
+    begun = [next(stream)[0].tolist() for _ in range(4)]
+    rest = make()
+    rest.load_state_dict(first.state_dict())
+    assert begun + [inputs.tolist() for inputs, _ in rest] == whole
+
+
+def test_processes_share_each_batch():
+    parts = [make_loader(Noise(), 5, seed=(0, 0), parallel=Parallel(rank, 3)) for rank in range(3)]
+    together = [sorted(sum(batches, [])) for batches in zip(*(p.batch_sampler for p in parts), strict=True)]
+    assert together == [sorted(batch) for batch in make_loader(Noise(), 5, seed=(0, 0)).batch_sampler]
+    with pytest.raises(InputError, match=r"--batch-size: expected at least one item for each of 3 processes"):
+        make_loader(Noise(), 2, seed=(0, 0), parallel=Parallel(0, 3))

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torchvision.models import get_model
 
-from bptools.finetune import load_checkpoint
+from bptools.finetune import load_checkpoint, load_json
+from bptools.finetune.verify import StopAfter
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "vision.py"
 TINY = ("--seeds", "1", "--epochs", "2", "--batch-size", "20", "--phases", "head:1", "all:1", "--device", "cpu")
@@ -27,15 +28,10 @@ def vision():
     return module
 
 
-class StopAfter:
-    """In place of ``Interrupt``: asked between steps, it is true from the ``n``-th time on."""
+class Stop(StopAfter):
+    """In place of ``Interrupt``."""
 
-    def __init__(self, n):
-        self.n, self.signal = n, signal.SIGINT
-
-    def __bool__(self):
-        self.n -= 1
-        return self.n < 0
+    signal = signal.SIGINT
 
     def __enter__(self):
         return self
@@ -59,8 +55,8 @@ def images(tmp_path_factory):
 
 def results(folder):
     """All that a job came to, but for times; and the weights kept."""
-    done = load_checkpoint(folder / "last.pt")["done"]
-    weights = {p.relative_to(folder): load_checkpoint(p)["model"] for p in folder.glob("seed*/*/best.pt")}
+    done = {str(p.parent.relative_to(folder)): load_json(p) for p in sorted(folder.glob("seed*/*/result.json"))}
+    weights = {p.relative_to(folder): load_checkpoint(p)["model"] for p in folder.glob("seed*/*/*t.pt")}
     return {k: {n: v for n, v in r.items() if n != "seconds"} for k, r in done.items()}, weights
 
 
@@ -81,9 +77,11 @@ def finished(vision, tmp_path_factory):
 
 def test_the_demonstration_leaves_its_card_logs_and_settings(finished):
     done, weights = results(finished)
-    assert list(done) == [f"0/{n}" for n in ("pretrain", "zero-shot", "scratch", "head", "full", "discriminative")]
-    assert done["0/pretrain"]["accuracy"] > 90 > 40 > done["0/zero-shot"]["accuracy"]
-    assert len(weights) == 5
+    assert set(done) == {
+        f"seed0/{n}" for n in ("pretrain", "zero-shot", "scratch", "head", "full", "discriminative")
+    }
+    assert done["seed0/pretrain"]["accuracy"] > 90 > 40 > done["seed0/zero-shot"]["accuracy"]
+    assert len(weights) == 10
     assert json.loads((finished / "config.json").read_text())["accumulate"] == 2
     with Image.open(finished / "card.png") as picture:
         assert picture.width > 1000
@@ -92,18 +90,18 @@ def test_the_demonstration_leaves_its_card_logs_and_settings(finished):
     }
 
 
-# The flag is read after each window and each run. Pretraining takes 8 epochs of 18 windows, and each other run 2
-# of 2, so these stops are within pretraining, at the very end of the first phase of "discriminative", and within
-# its second.
+# The flag is read after each window, each epoch and each run. Pretraining takes 8 epochs of 18 windows, and each
+# other run 2 of 2, so these stops are within pretraining, after some runs, and within "discriminative".
 def test_an_interrupted_job_ends_as_if_it_had_not_been(vision, finished, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "job"
     args = [*TINY, "--accumulate", "2", "--log-dir", str(folder)]
-    for stop, key in ((60, "0/pretrain"), (101, "0/discriminative"), (0, "0/discriminative")):
-        monkeypatch.setattr(vision.ft, "Interrupt", lambda stop=stop: StopAfter(stop))
+    for stop, last in ((60, "pretrain"), (115, "head"), (8, "discriminative"), (1, "discriminative")):
+        monkeypatch.setattr(vision.ft, "Interrupt", lambda stop=stop: Stop(stop))
         assert vision.main(args) == 128 + signal.SIGINT
         torch.manual_seed(123)  # whatever the generators hold, the checkpoint's states count
-        args = re.search(r"uv run recipes/vision.py (--resume .*)", capsys.readouterr().out)[1].split()
-        assert list(load_checkpoint(folder / "last.pt")["unfinished"]) == [key]
+        args = re.search(r"continue: uv run .* (--resume .*)", capsys.readouterr().out)[1].split()
+        newest = max(folder.glob("seed0/*/last.pt"), key=lambda path: path.stat().st_mtime_ns)
+        assert newest.parent.name == last
     monkeypatch.undo()
     assert vision.main(args) == 0
     assert_same(folder, finished)
@@ -122,7 +120,7 @@ def test_an_image_folder_with_augmentation_resumes_exactly(vision, images, tmp_p
               "--batch-size", "4", "--phases", "head:1", "layer4+head:1", "--workers", "0", "--amp", amp,
               "--device", "cpu"]  # fmt: skip
     assert vision.main([*common, "--log-dir", str(tmp_path / "a")]) == 0
-    monkeypatch.setattr(vision.ft, "Interrupt", lambda: StopAfter(5))
+    monkeypatch.setattr(vision.ft, "Interrupt", lambda: Stop(5))
     assert vision.main([*common, "--log-dir", str(tmp_path / "b")]) == 130
     monkeypatch.undo()
     assert vision.main(["--resume", str(tmp_path / "b")]) == 0
@@ -144,7 +142,9 @@ def test_an_image_folder_with_augmentation_resumes_exactly(vision, images, tmp_p
         (["--clip", "-1"], "error: --clip: expected more than 0, got -1.0"),
         (["--phases", "head"], "error: --phases 'head': expected NAMES:EPOCHS"),
         (["--device", "nodevice"], "error: --device nodevice"),
-        (["--resume", "/nowhere"], "error: --resume /nowhere: no such checkpoint file"),
+        (["--resume", "/nowhere"], "error: --resume /nowhere: no such file: /nowhere/config.json"),
+        (["--parallel", "fsdp"], "error: --parallel fsdp: expected processes started by torchrun"),
+        (["--ema", "1"], "error: --ema: expected 0 to 0.99999, got 1.0"),
         (["--phases", "heed:3"], "error: --phases: 'heed' matches no parameter"),
         (["--strategy"], "--strategy"),
         (["--data="], "error: --data: expected a folder"),
@@ -182,8 +182,8 @@ def test_bad_files_are_named(vision, images, tmp_path, capsys, spoil):
         weights.unlink()
         torch.save({"conv1.weight": torch.zeros(1)}, weights)
     elif spoil == "used folder":
-        (tmp_path / "job").mkdir()
-        (tmp_path / "job" / "last.pt").touch()
+        (tmp_path / "job" / "seed0" / "full").mkdir(parents=True)
+        (tmp_path / "job" / "seed0" / "full" / "last.pt").touch()
     else:
         (tmp_path / "data" / "owl").mkdir()
         for i in range(5 if spoil == "corrupt image" else 0):
@@ -213,7 +213,7 @@ def test_ctrl_c_during_a_comparison_is_one_line(vision, tmp_path, monkeypatch, c
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vision, "run", interrupted)
+    monkeypatch.setattr(vision, "train", interrupted)
     assert vision.main(["--compare", "--seeds", "1", "--device", "cpu", "--log-dir", str(tmp_path)]) == 130
     out, error = capsys.readouterr()
     assert error == "interrupted\n"
