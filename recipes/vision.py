@@ -149,7 +149,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, **options: A
     folder = Path(cfg.log_dir, f"seed{seed}", name)
     if (folder / "result.json").exists():
         return ft.load_json(folder / "result.json")
-    torch.manual_seed(seed)
+    ft.set_seed(seed)
     if cfg.data is None:
         torch.set_num_threads(1)  # tensors this small gain little from more, and the bits are the same anywhere
     source, target = read_data(cfg, seed)
@@ -163,7 +163,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, **options: A
     if name == "zero-shot":
         known = test()._asdict() if source or not net.new_head else {"accuracy": None}
         reason = "not trained" if known["accuracy"] is not None else "n/a, the head is new"
-        return {"history": [], "seconds": 0.0, "reason": reason, **known}
+        return ft.save_json(folder / "result.json", {"history": [], "seconds": 0.0, "reason": reason, **known})
 
     epochs = 8 if name == "pretrain" else cfg.epochs
     phases = ft.strategy_phases(name, epochs, cfg.phases, cfg.lr_decay, frozen_dropout=cfg.frozen_dropout)

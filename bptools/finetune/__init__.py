@@ -28,6 +28,7 @@ from .checkpoint import (
     save_checkpoint,
     save_json,
     set_random_state,
+    set_seed,
     whole_state,
 )
 from .command import exit_status, load_config, restarted
@@ -153,6 +154,7 @@ __all__ = [
     "set_modes",
     "set_random_state",
     "set_rates",
+    "set_seed",
     "set_trainable",
     "shutdown",
     "small_classifier",

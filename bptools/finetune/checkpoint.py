@@ -94,10 +94,11 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, previous: str
     write_file(path, lambda file: torch.save(dict(state), file), previous=previous)
 
 
-def save_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` to ``path`` as JSON, as :func:`write_file` does."""
+def save_json(path: str | Path, value: Any) -> Any:
+    """Write ``value`` to ``path`` as JSON, as :func:`write_file` does, and return it."""
     text = json.dumps(value, indent=2) + "\n"
     write_file(path, lambda file: file.write(text.encode()))
+    return value
 
 
 def load_checkpoint(path: str | Path, keys: Sequence[str] = ()) -> dict[str, Any]:
@@ -279,6 +280,13 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict of a model; a sharded one is put together on the CPU of every process."""
     state = model.state_dict()
     return {k: v.full_tensor().cpu() if isinstance(v, DTensor) else v for k, v in state.items()}
+
+
+def set_seed(seed: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch (CPU and every CUDA device)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:

@@ -26,7 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -37,6 +36,7 @@ from .checkpoint import (
     save_checkpoint,
     save_json,
     set_random_state,
+    set_seed,
     whole_state,
 )
 from .errors import InputError, one_line
@@ -156,7 +156,7 @@ class Run:
     def _load(self) -> dict | None:
         state = self._restore = self.store.load(self.model, self.optimizer, self.tensors)
         if self.parallel.rank:
-            torch.manual_seed(self.seed * 1_000_003 + self.parallel.rank)  # dropout of its own
+            set_seed((self.seed * 1_000_003 + self.parallel.rank) % 2**32)  # dropout of its own
         if state is None:
             return None
         for name in ("taken", "phase_index", "phase_steps", "epoch", "batches", "position", "history", "seconds"):

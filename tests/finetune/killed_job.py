@@ -50,7 +50,7 @@ class Net(nn.Module):
 
 def job(folder: Path, variant: str) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    ft.set_seed(0)
     model, head = Net(), "head"
     if variant == "adapter":
         model = ft.add_adapter(model, ft.Adapter("lora", rank=2, dropout=0.1), head="head", fuse=False)

@@ -144,7 +144,7 @@ def test_workers_do_not_share_one_numpy_seed():
     assert not set(numbers(0)) & set(numbers(1))  # not each epoch the same
 
 
-class Noise(Dataset):
+class Drawn(Dataset):
     """Draws from the generators of torch, NumPy and Python."""
 
     def __len__(self):
@@ -159,7 +159,7 @@ def samples(loader):
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone():
-    data = Augmented(Noise())
+    data = Augmented(Drawn())
     whole = samples(make_loader(data, 5, seed=(3, 1)))
     assert len({row[1] for row in whole.values()}) == 12
     assert samples(make_loader(data, 5, seed=(3, 1), workers=2)) == whole
@@ -173,14 +173,14 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone():
 def test_augmentation_leaves_the_generators_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    list(make_loader(Augmented(Noise()), 5, seed=(0, 0)))
+    list(make_loader(Augmented(Drawn()), 5, seed=(0, 0)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_from_its_position_without_loading_again(workers):
     def make():
-        return make_loader(Augmented(Noise()), 2, seed=(0, 0), workers=workers)
+        return make_loader(Augmented(Drawn()), 2, seed=(0, 0), workers=workers)
 
     whole = [inputs.tolist() for inputs, _ in make()]
     first = make()
@@ -192,8 +192,10 @@ def test_a_loader_goes_on_from_its_position_without_loading_again(workers):
 
 
 def test_processes_share_each_batch():
-    parts = [make_loader(Noise(), 5, seed=(0, 0), parallel=Parallel(rank, 3)) for rank in range(3)]
-    together = [sorted(sum(batches, [])) for batches in zip(*(p.batch_sampler for p in parts), strict=True)]
-    assert together == [sorted(batch) for batch in make_loader(Noise(), 5, seed=(0, 0)).batch_sampler]
+    parts = [make_loader(Drawn(), 5, seed=(0, 0), parallel=Parallel(rank, 3)) for rank in range(3)]
+    together = [
+        sorted(i for b in batches for i in b) for batches in zip(*(p.batch_sampler for p in parts), strict=True)
+    ]
+    assert together == [sorted(batch) for batch in make_loader(Drawn(), 5, seed=(0, 0)).batch_sampler]
     with pytest.raises(InputError, match=r"--batch-size: expected at least one item for each of 3 processes"):
-        make_loader(Noise(), 2, seed=(0, 0), parallel=Parallel(0, 3))
+        make_loader(Drawn(), 2, seed=(0, 0), parallel=Parallel(0, 3))
