@@ -32,7 +32,7 @@ from bptools import finetune as ft
 
 LAYERS = {"bptools": bptools.nn, "torch": torch.nn}
 Dir = Annotated[str | None, tyro.conf.arg(metavar="DIR")]
-Strategy = Literal["scratch", "head", "full", "discriminative"]
+Strategy = Literal["scratch", "head", "full", "discriminative", "lora"]
 console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
 
 
@@ -50,8 +50,9 @@ class Config:
     """Whose layers the small network and the loss are made of."""
     size: int = 0
     """Image height and width in pixels; 0: what the weights were trained at."""
-    strategy: Annotated[tuple[Strategy, ...], tyro.conf.arg(metavar="NAME ...")] = get_args(Strategy)
-    """Runs: scratch (from random weights), head, full (one rate), discriminative (in phases, rates by depth)."""
+    strategy: Annotated[tuple[Strategy, ...], tyro.conf.arg(metavar="NAME ...")] = get_args(Strategy)[:4]
+    """Runs: scratch (from random weights), head, full (one rate), discriminative (in phases, rates by depth),
+    lora (low-rank updates and the head; merged at the end)."""
     phases: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PHASE ...")] = ()
     """Phases of "discriminative", as NAMES:EPOCHS or NAMES:EPOCHS@RATE with names joined by +; by default the
     head for a fifth of --epochs, then all."""
@@ -85,6 +86,8 @@ class Config:
     """Labelled inverted digits of each class in the demonstration, 1 to 40."""
     holdout: float = 0.3
     """Share of a folder without train and val that is set aside, half to pick the epoch, half to test."""
+    rank: int = 8
+    """Rank of the updates in "lora"."""
     seed: int = 0
     """First seed; it draws the split, the weights and the order."""
     seeds: int = 5
@@ -159,6 +162,8 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, **options: A
     if source and not fresh:
         ft.load_weights(net.model, folder.parent / "pretrain" / "best.pt")
     model = net.model.to(parallel.device)
+    if name == "lora":
+        model = ft.add_adapter(model, ft.Adapter(rank=cfg.rank), head=net.head)
     test = partial(ft.evaluate, model, splits.test, device=parallel.device, workers=cfg.workers)
     if name == "zero-shot":
         known = test()._asdict() if source or not net.new_head else {"accuracy": None}
@@ -195,6 +200,9 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, **options: A
                 val = ft.evaluate(model, splits.val, device=parallel.device, workers=cfg.workers)
                 run.validate(val.loss, accuracy=val.accuracy)
     run.load_best()
+    if name == "lora" and parallel.main:
+        ft.save_adapter(model, folder / "adapter")
+        ft.export(model, folder / "merged")
     result = test()
     wrong = ft.mistakes_figure(splits.test, *result[2:4], splits.classes, confidences=result.confidences)
     run.monitor.finish(asdict(cfg) | {"strategy": name, "seed": seed}, result, splits.classes, wrong)
@@ -260,6 +268,8 @@ def start(cfg: Config, args: Sequence[str]) -> int | None:
         cfg = Config(**ft.load_config(resume) | {"log_dir": resume})
     cfg = replace(cfg, device=ft.resolve_device(cfg.device))
     parallel = ft.parallel_from_env(cfg.parallel, cfg.device)
+    if parallel.kind == "fsdp" and "lora" in cfg.strategy:
+        raise ft.InputError("--strategy lora: expected --parallel ddp or none, as adapters are small, got fsdp")
     folder = cfg.log_dir or f"runs/vision/{ft.job_time(parallel)}"
     if ft.restarted(folder):
         cfg = Config(**ft.load_config(folder))

@@ -115,15 +115,15 @@ def strategy_phases(
     """Return the phases of a named strategy, of ``epochs`` in sum.
 
     Args:
-        strategy: ``"head"`` trains the head; ``"discriminative"`` the head for a fifth of the epochs, then
-            everything with a rate for each depth; any other name everything at one rate.
+        strategy: ``"head"`` trains the head; ``"lora"`` what peft has added; ``"discriminative"`` the head for a
+            fifth of the epochs, then everything with a rate for each depth; any other name everything at one rate.
         epochs: Most epochs in all.
         specs: Phases to use for ``"discriminative"`` instead, as :func:`parse_phases` reads them.
         lr_decay: Factor on the rate for each layer nearer to the input, in ``"discriminative"``.
         options: Other attributes of every :class:`Phase`, such as ``frozen_dropout``.
     """
     if strategy != "discriminative":
-        return [Phase(("head" if strategy == "head" else "all",), epochs, **options)]
+        return [Phase(({"head": "head", "lora": "adapters"}.get(strategy, "all"),), epochs, **options)]
     first = epochs // 5
     default = ([f"head:{first}"] if first else []) + [f"all:{epochs - first}"]
     return parse_phases(specs or default, lr_decay=lr_decay, **options)

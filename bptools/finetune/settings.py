@@ -30,7 +30,7 @@ LIMITS = {
 
 def check_settings(settings: Settings) -> None:
     """Raise an :class:`InputError` for the first setting that is out of range or contradicts another one."""
-    expect_positive(settings, "epochs batch_size accumulate lr lr_decay clip seeds")
+    expect_positive(settings, "epochs batch_size accumulate lr lr_decay clip rank seeds")
     for name, (low, high) in LIMITS.items():
         value = getattr(settings, name)
         if not low <= value <= high:

@@ -8,7 +8,7 @@ GOOD = {
     "data": None, "model": "small", "weights": None, "strategy": ("head", "full"), "phases": ("head:1",),
     "log_dir": None, "compare": False, "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0.1, "lr_decay": 0.5,
     "weight_decay": 0.0, "clip": 1.0, "seeds": 1, "seed": 0, "size": 0, "patience": 0, "workers": 0,
-    "labels_per_class": 5, "holdout": 0.3, "ema": 0.0, "save_every": 60.0,
+    "labels_per_class": 5, "holdout": 0.3, "ema": 0.0, "rank": 8, "save_every": 60.0,
 }  # fmt: skip
 
 
