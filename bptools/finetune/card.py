@@ -5,14 +5,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from torch import nn
 
 # Okabe and Ito's palette, which holds up under colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -40,37 +38,6 @@ def plain_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[
     for row in rows:
         table.add_row(*map(str, row))
     return table
-
-
-def trainability_table(model: nn.Module, optimizer: torch.optim.Optimizer, title: str) -> Table:
-    """Return what trains, one row for each depth: parameters, trainable, rate, decay and mode.
-
-    ``mode`` is that of the modules at this depth, as :func:`bptools.finetune.set_modes` left them.
-    """
-    names = {id(p): name for name, p in model.named_parameters()}
-    modules = dict(model.named_modules())
-    rows = []
-    for depth in sorted({g["depth"] for g in optimizer.param_groups}):
-        groups = [g for g in optimizer.param_groups if g["depth"] == depth]
-        parameters = [p for g in groups for p in g["params"]]
-        here = {id(p) for p in parameters}
-        owners = list(dict.fromkeys(name.rpartition(".")[0] for key, name in names.items() if key in here))
-        modes = {modules[owner].training for owner in owners}
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        rows.append(
-            (
-                depth,
-                owners[0] if len(owners) == 1 else f"{owners[0]} … {owners[-1]}",
-                f"{sum(p.numel() for p in parameters):,}",
-                f"{trainable:,}",
-                f"{groups[0]['initial_lr']:.1e}" if trainable else "-",
-                " / ".join(f"{g['weight_decay']:g}" for g in groups) if trainable else "-",
-                "mixed" if len(modes) > 1 else "train" if modes.pop() else "eval",
-            )
-        )
-    right = ("depth", "parameters", "trainable", "peak lr", "weight decay")
-    headings = ("depth", "layers", "parameters", "trainable", "peak lr", "weight decay", "mode")
-    return plain_table(title, {h: "right" if h in right else "left" for h in headings}, rows)
 
 
 def class_table(title: str, targets: Sequence[int], predictions: Sequence[int], classes: Sequence[str]) -> Table:

@@ -2,25 +2,17 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
-from torch import nn
 
-from bptools.finetune import (
-    Phase,
+from bptools.finetune.card import (
     confusion_figure,
-    enter_phase,
+    mean_spread,
     one_run,
-    parameter_depths,
-    parameter_groups,
+    paired_difference,
     print_card,
     print_comparison,
-    set_modes,
-    small_cnn,
-    trainability_table,
 )
-from bptools.finetune.card import mean_spread, paired_difference
 
 
 @pytest.fixture
@@ -66,18 +58,6 @@ def test_many_classes_fit(tmp_path):
     labels = list(range(60))
     figure = confusion_figure(labels, labels[::-1], [f"class number {i}" for i in labels])
     figure.savefig(tmp_path / "c.png")
-
-
-def test_trainability_says_what_trains(console):
-    model = small_cnn(nn, 3, width=4)
-    depths = parameter_depths(model, torch.rand(1, 1, 8, 8))
-    optimizer = torch.optim.AdamW(parameter_groups(model, depths, lr=0.1, weight_decay=0.5))
-    enter_phase(model, optimizer, Phase(("head",), 1), "3.2")
-    set_modes(model)
-    console.print(trainability_table(model, optimizer, "phase 1: head"))
-    lines = [line.split() for line in console.export_text().splitlines()]
-    assert ["0", "0.0", "…", "0.1", "44", "0", "-", "-", "eval"] in lines
-    assert ["3", "3.2", "99", "99", "1.0e-01", "0", "/", "0.5", "train"] in lines
 
 
 def test_comparison(console):
