@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,12 +15,12 @@ def _short(name: str) -> str:
     return name if len(name) <= 12 else name[:11] + "…"
 
 
-def _displayable(image: Tensor) -> Tensor:
+def _displayable(image: Tensor) -> np.ndarray:
     """Return an image of ``(channels, height, width)``, however normalised, as grey or RGB from 0 to 1."""
     image = image.detach().cpu().float()
     image = image[:3].movedim(0, -1) if len(image) >= 3 else image[0]
     low, high = image.aminmax()
-    return (image - low) / (high - low).clamp_min(1e-12)
+    return ((image - low) / (high - low).clamp_min(1e-12)).numpy()
 
 
 def mistakes_figure(data: Dataset, test: Evaluation, classes: Sequence[str], *, most: int = 16) -> Figure:

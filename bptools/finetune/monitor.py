@@ -1,8 +1,8 @@
 """What a run shows while it trains: a line with a progress bar, and TensorBoard.
 
 A resumed run's curves go on as if nothing had happened. A killed process may have logged more than it saved, and
-TensorBoard can forget whole steps only; so what was logged at the saved step is saved too, everything from that step
-on is forgotten, and it is written again.
+TensorBoard can forget whole steps only. So what was logged at the saved step is saved too: everything from that
+step on is forgotten, and it is written again.
 """
 
 import json
@@ -118,7 +118,7 @@ class _Bar(tqdm):
 
 
 def _peak_memory() -> float:
-    """Return the peak memory in MiB: of tensors on a GPU since the last call, or on a CPU of the process so far."""
+    """Return the peak memory in MiB: of tensors on a GPU since the last call, else of the process so far."""
     if not torch.cuda.is_initialized():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     devices = range(torch.cuda.device_count())
