@@ -12,7 +12,7 @@ from .evaluation import Evaluation
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 12 else name[:11] + "…"
+    return name if len(name) <= 15 else f"{name[:7]}…{name[-7:]}"  # classes often begin alike, or end so
 
 
 def _displayable(image: Tensor) -> np.ndarray:
@@ -42,16 +42,19 @@ def mistakes_figure(data: Dataset, test: Evaluation, classes: Sequence[str], *, 
     columns = math.ceil(math.sqrt(len(chosen)))
     rows = math.ceil(len(chosen) / columns)
     long = any(len(classes[t]) + len(classes[p]) > 12 for _, _, t, p in chosen)
-    figure = Figure(figsize=(max(4.5, 1.9 * columns), (2.4 if long else 2.15) * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(4.5, 1.9 * columns), (2.4 if long else 2.15) * rows + 0.6), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.axis("off")
     for axes, (confidence, i, target, prediction) in zip(grid, chosen, strict=False):
         image = _displayable(data[i][0])
+        axes.axis("on")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_color("silver")
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest" if len(image) < 64 else None)
         true, predicted = _short(classes[target]), _short(classes[prediction])
-        title = f"{true} →\n{predicted} {confidence:.0%}" if long else f"{true} → {predicted}  {confidence:.0%}"
-        axes.set_title(title, fontsize=10)
+        words = f"{true} →\n{predicted}" if long else f"{true} → {predicted}"
+        axes.set_title(f"{words}  {100 * confidence:.0f} %", fontsize=10)
     which = f"the {len(chosen)} surest of {len(wrong)}" if len(wrong) > len(chosen) else f"all {len(wrong)}"
-    figure.suptitle(f"Mistakes, true → predicted: {which}, in {len(test.targets)} images", fontsize=11)
+    figure.suptitle(f"Mistakes (true → predicted)\n{which}, in {len(test.targets)} images", fontsize=11)
     return figure
