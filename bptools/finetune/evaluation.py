@@ -11,7 +11,7 @@ from .data import make_loader
 
 
 class Evaluation(NamedTuple):
-    """Mean cross-entropy, accuracy in percent; true labels, predicted labels and their probabilities."""
+    """Mean cross-entropy, accuracy in percent, true labels, predicted labels and the probabilities of these."""
 
     loss: float
     accuracy: float
@@ -38,7 +38,7 @@ def evaluate(
         device: Where the model is.
         batch_size: Largest batch.
         workers: Processes that load.
-        limit: Most batches, for a dry run; ``None`` for all.
+        limit: For a trial, the most batches that are looked at.
     """
     if not len(data):
         raise ValueError("data: expected at least one sample, got none")
@@ -49,9 +49,8 @@ def evaluate(
     for inputs, labels in islice(make_loader(data, batch_size, workers=workers), limit):
         logits = model(inputs.to(device)).float().cpu()  # (n, classes)
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        top = logits.softmax(1).max(1)
         targets += labels.tolist()
-        predictions += top.indices.tolist()
-        confidences += top.values.tolist()
+        predictions += logits.argmax(1).tolist()
+        confidences += logits.softmax(1).amax(1).tolist()
     right = sum(t == p for t, p in zip(targets, predictions, strict=True))
     return Evaluation(loss / len(targets), 100 * right / len(targets), targets, predictions, confidences)

@@ -15,14 +15,19 @@ def test_weighs_batches_by_samples():
     assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-5)
     assert result.accuracy == pytest.approx(100 * (logits.argmax(1) == y).float().mean().item())
     assert (result.targets, result.predictions) == (y.tolist(), logits.argmax(1).tolist())
-    assert result.confidences == pytest.approx(logits.softmax(1).amax(1).tolist())
+    chosen = logits.softmax(1).gather(1, logits.argmax(1, keepdim=True)).flatten()
+    assert result.confidences == pytest.approx(chosen.tolist())
     assert not model.training
-    assert (
-        evaluate(model, TensorDataset(x, y), batch_size=3, limit=2).targets == y[:5].tolist()
-    )  # batches of 3, 2 and 2
 
 
-def test_errors():
+def test_a_trial_looks_at_few_batches():
+    data = TensorDataset(torch.rand(8, 3), torch.randint(0, 4, (8,)))
+    result = evaluate(nn.Linear(3, 4), data, batch_size=2, limit=2)
+    assert len(result.targets) == len(result.predictions) == len(result.confidences) == 4
+    assert result.targets == data.tensors[1][:4].tolist()
+
+
+def test_error():
     with pytest.raises(ValueError, match="data: expected at least one sample"):
         evaluate(nn.Linear(1, 1), TensorDataset(torch.rand(0, 1)))
     with pytest.raises(ValueError, match="limit: expected at least 1 batch or None, got 0"):

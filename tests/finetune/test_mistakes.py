@@ -1,40 +1,39 @@
+import numpy as np
+import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from bptools.finetune.evaluation import Evaluation
 from bptools.finetune.mistakes import mistakes_figure
 
-CLASSES = ["a", "b", "c"]
+
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
 
 
-def texts(figure):
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_surest_mistakes_come_first_as_they_look(channels):
+    images = torch.linspace(-3, 5, 4).reshape(4, 1, 1, 1) * torch.rand(4, channels, 8, 8)
+    test = Evaluation(1.0, 25.0, [0, 1, 1, 0], [1, 1, 0, 1], [0.6, 0.99, 0.97, 0.8])
+    figure = mistakes_figure(TensorDataset(images, torch.tensor(test.targets)), test, ("a", "b"), most=2)
+    assert titles(figure) == ["b → a  97 %", "a → b  80 %"]
+    assert "the 2 surest of 3, in 4 images" in figure.get_suptitle()
+    for axes, i in zip(figure.axes, (2, 3), strict=True):
+        shown = np.asarray(axes.images[0].get_array())
+        assert (shown.min(), shown.max()) == (0, 1)
+        image = images[i].movedim(0, -1) if channels == 3 else images[i, 0]
+        np.testing.assert_allclose(shown, (image - image.min()) / (image.max() - image.min()), atol=1e-6)
 
 
-def draw(figure):
-    figure.savefig("/dev/null", format="png")
-    return figure
+def test_flat_images_and_long_names(tmp_path):
+    test = Evaluation(1.0, 0.0, [0, 1, 0], [1, 0, 1], [0.5, 0.6, 0.7])
+    classes = ("a name as long as a sentence", "another name as long as that")
+    figure = mistakes_figure(TensorDataset(torch.zeros(3, 3, 8, 8), torch.tensor([0, 1, 0])), test, classes)
+    assert titles(figure)[0] == "a name …entence →\nanother…as that  70 %"
+    figure.savefig(tmp_path / "f.png")
 
 
-def test_the_most_confident_mistakes_come_first():
-    data = TensorDataset(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))
-    sure = [0.99, 0.6, 0.9, 0.7]
-    figure = draw(mistakes_figure(data, [0, 1, 2, 0], [0, 2, 1, 1], CLASSES, confidences=sure, most=2))
-    assert texts(figure) == ["c → b (0.90)", "a → b (0.70)"]
-    assert "3 of 4 images wrong, 2 shown" in figure._suptitle.get_text()
-
-
-def test_colours_are_those_of_the_image():
-    image = torch.tensor([0.2, 0.5, 0.8]).view(3, 1, 1).expand(3, 4, 4)
-    mean, std = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
-    normal = (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    data = TensorDataset(normal[None], torch.tensor([0]))
-    figure = draw(mistakes_figure(data, [0], [1], CLASSES, mean=mean, std=std))
-    drawn = torch.tensor(figure.axes[0].images[0].get_array())
-    assert torch.allclose(drawn, image.permute(1, 2, 0), atol=1e-6)
-    assert texts(figure) == ["a → b"]
-
-
-def test_no_mistakes_are_said():
-    data = TensorDataset(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
-    figure = draw(mistakes_figure(data, [0, 1], [0, 1], CLASSES))
-    assert figure.texts[0].get_text() == "no mistakes in 2 images"
+def test_no_mistakes():
+    test = Evaluation(0.1, 100.0, [0, 1], [0, 1], [0.9, 0.9])
+    figure = mistakes_figure(TensorDataset(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])), test, ("a", "b"))
+    assert [text.get_text() for text in figure.texts] == ["no mistakes in 2 images"]
