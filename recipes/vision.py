@@ -204,8 +204,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, **options: A
         ft.save_adapter(model, folder / "adapter")
         ft.export(model, folder / "merged")
     result = test()
-    wrong = ft.mistakes_figure(splits.test, *result[2:4], splits.classes, confidences=result.confidences)
-    run.monitor.finish(asdict(cfg) | {"strategy": name, "seed": seed}, result, splits.classes, wrong)
+    run.monitor.finish(asdict(cfg) | {"strategy": name, "seed": seed}, result, splits)
     return run.finish(result._asdict())
 
 

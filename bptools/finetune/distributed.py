@@ -41,7 +41,7 @@ T = TypeVar("T")
 KINDS = ("auto", "none", "ddp", "fsdp")
 PATIENCE = datetime.timedelta(minutes=10)  # how long a process waits for the others before it gives up
 BATCH_NORMS = {getattr(module, f"BatchNorm{d}d") for module in (nn, bptools.nn) for d in (1, 2, 3)}
-LOST = re.compile(r"gloo|nccl|connection|peer|timed? ?out", re.IGNORECASE)
+LOST = re.compile(r"gloo/|nccl|connection (closed|reset|refused)|by peer|timed out waiting", re.IGNORECASE)
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def peer_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not LOST.search(str(error)):
+        if not (isinstance(error, dist.DistError) or LOST.search(str(error))):
             raise
         reason = re.sub(r"^\[\S*\] ", "", one_line(error)).split(". ")[0]  # without the line of gloo's source
         raise ConnectionError(

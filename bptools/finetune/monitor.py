@@ -73,6 +73,8 @@ class _Events:
             with suppress(OSError):
                 file.close()
 
+    __del__ = _forget
+
     def _write(self, event: Event) -> None:
         if self._file is not None:
             event.wall_time = time.time()
@@ -247,6 +249,10 @@ class Monitor:
         mistakes = mistakes_figure(splits.test, test, splits.classes)
         self._events.figure(self.taken, "test/mistakes", mistakes)
         self.close()
+
+    def clear(self) -> None:
+        """Take the bar off the screen, for something else to be printed; the next step shows it again."""
+        self._bar.clear()
 
     def close(self) -> None:
         """Close the bar and TensorBoard's file."""

@@ -29,6 +29,7 @@ from typing import Any
 from torch import nn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from .batches import Batch
 from .checkpoint import (
     FileStore,
     load_weights,
@@ -45,7 +46,7 @@ from .monitor import Monitor
 from .phases import Phase, check_optimizer, enter_phase, needs_redraw, set_modes, set_trainable
 from .schedule import make_schedule
 from .sharded import ShardedStore
-from .stepper import Batch, Stepper, StepResult
+from .stepper import Stepper, StepResult
 from .stopping import EarlyStopping
 
 logger = logging.getLogger("bptools.finetune")
@@ -212,6 +213,7 @@ class Run:
             phase = self.plan[index]
             self._enter(phase)
             self.observe("phase", self)
+            self.monitor.clear()
             yield phase
             self.observe("end", self)
 

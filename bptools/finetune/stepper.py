@@ -25,15 +25,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from bptools import memory
 from bptools.optim import StepInBackward
 
-from .batches import Batch, LossFn, count_samples, split_batch, to_device, windows
-from .devices import AMP_DTYPES, resolve_amp, resolve_device
+from .batches import Batch, LossFn, count_samples, split_batch, to_device
+from .devices import AMP_DTYPES, resolve_amp
 from .distributed import Parallel
 from .ema import Ema
 from .errors import InputError, one_line
 from .norms import Movement, clip_gradients, number
 from .rewind import Rewind
-
-__all__ = ["StepResult", "Stepper", "resolve_amp", "resolve_device", "windows"]
 
 LOG = logging.getLogger("bptools.finetune")
 LONE = Parallel()
