@@ -82,9 +82,11 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], None], *, previous:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise InputError(f"cannot write {path}: {reason}; what was saved before is still there") from error
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # what torch.save stumbled over
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(f"cannot write {path}: {cause.strerror}; what was saved before is still there") from error
     finally:
         part.unlink(missing_ok=True)
 

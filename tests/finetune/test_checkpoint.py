@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
     )
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert "InputError: cannot write x.pt: " in last
+    assert "InputError: cannot write x.pt: File too large; " in last
     assert "what was saved before is still there" in last
     assert torch.equal(load_checkpoint(tmp_path / "x.pt")["x"], torch.ones(10))
     assert sorted(os.listdir(tmp_path)) == ["script.py", "x.pt"]
