@@ -179,7 +179,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, **options: A
     ema = ft.Ema(model, cfg.ema) if cfg.ema else None
     stepper = ft.Stepper(
         model, optimizer, loss, amp=cfg.amp, clip=cfg.clip, device=parallel.device, ema=ema, lean=cfg.lean,
-        ratios_every=20, parallel=parallel, module=module,
+        ratios_every=10, parallel=parallel, module=module,
     )  # fmt: skip
     bar = sys.stdout.isatty() and parallel.main
     run = ft.Run(
