@@ -15,6 +15,7 @@ DIR holds one folder of images for each class, or DIR/train and DIR/val (and DIR
 some defaults differ: --data DIR --help shows the defaults for folders.
 """
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -227,8 +228,8 @@ def job(cfg: Config, parallel: ft.Parallel) -> int:
                 done[seed, name] = result = train(cfg, parallel, name, seed, interrupt=interrupt)
                 if parallel.main and not old:
                     console.print(f"seed {seed}  {ft.one_run(name, result)}")
-                if interrupt:
-                    raise ft.Stopped(interrupt.signal, folder)
+                if parallel.any(bool(interrupt)):
+                    raise ft.Stopped(interrupt.signal or signal.SIGTERM, folder)
     if parallel.main:
         source, target = read_data(cfg, cfg.seed)
         notes = [f"images: {target.sizes()}", *([f"pretraining, once a seed: {source.sizes()}"] if source else [])]
@@ -240,6 +241,8 @@ def job(cfg: Config, parallel: ft.Parallel) -> int:
 
 def compare(cfg: Config, parallel: ft.Parallel) -> int:
     """Do the demonstration with both sets of layers, A B, B A, A B, ...; print accuracies and processor time."""
+    if parallel.size > 1:
+        raise ft.InputError(f"--compare: expected one process, got {parallel.size} from torchrun")
     ft.make_folder(cfg.log_dir, config=asdict(cfg))
     print(f"seed {cfg.seed} comes first to warm up, and is not counted", flush=True)
     names = ("pretrain", *cfg.strategy)
@@ -266,7 +269,7 @@ def start(cfg: Config, args: Sequence[str]) -> int | None:
             raise ft.InputError("--resume goes on with the job's own settings; leave out the other options")
         cfg = Config(**ft.load_config(resume) | {"log_dir": resume})
     cfg = replace(cfg, device=ft.resolve_device(cfg.device))
-    parallel = ft.parallel_from_env(cfg.parallel, cfg.device)
+    parallel = ft.parallel_from_env(ft.verify_kind(cfg.parallel) if cfg.verify else cfg.parallel, cfg.device)
     if parallel.kind == "fsdp" and "lora" in cfg.strategy:
         raise ft.InputError("--strategy lora: expected --parallel ddp or none, as adapters are small, got fsdp")
     folder = cfg.log_dir or f"runs/vision/{ft.job_time(parallel)}"
@@ -277,7 +280,7 @@ def start(cfg: Config, args: Sequence[str]) -> int | None:
     if cfg.verify:
         return ft.verify(partial(trial, cfg, parallel), [__file__, *args], console, parallel)
     if cfg.dry_run:
-        return ft.dry_run(partial(trial, cfg, parallel), console)
+        return ft.dry_run(partial(trial, cfg, parallel), console, parallel)
     if cfg.lr_find:
         return trial(cfg, parallel, Path(folder), observe=ft.RateFinder(cfg.strategy[-1], console))
     return compare(cfg, parallel) if cfg.compare else job(cfg, parallel)
@@ -287,7 +290,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Read the command line and do the job; return the exit status."""
     args = list(sys.argv[1:] if args is None else args)
     default = FOLDER_DEFAULTS if any(a.split("=")[0] == "--data" for a in args) else Config()
-    cfg = tyro.cli(Config, prog="recipes/vision.py", description=__doc__, args=args, default=default)
+    options = {"prog": "recipes/vision.py", "description": __doc__, "console_outputs": ft.speaks()}
+    cfg = tyro.cli(Config, args=args, default=default, **options)
     return ft.exit_status(lambda: start(cfg, args))
 
 

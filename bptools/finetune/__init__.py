@@ -34,7 +34,7 @@ from .checkpoint import (
 from .command import exit_status, load_config, restarted
 from .data import Augmented, Splits, digits, image_folder, make_loader
 from .devices import resolve_amp, resolve_device
-from .distributed import Parallel, job_time, parallel_from_env, shutdown
+from .distributed import Parallel, job_time, parallel_from_env, shutdown, speaks
 from .ema import Ema
 from .errors import InputError, expect_positive, one_line
 from .evaluation import Evaluation, evaluate
@@ -75,7 +75,7 @@ from .settings import check_settings
 from .sharded import ShardedStore
 from .stepper import Stepper, StepResult
 from .stopping import EarlyStopping
-from .verify import dry_run, verify
+from .verify import dry_run, verify, verify_kind
 
 __all__ = [
     "SCHEDULES",
@@ -159,6 +159,7 @@ __all__ = [
     "shutdown",
     "small_classifier",
     "small_cnn",
+    "speaks",
     "split_batch",
     "strategy_phases",
     "supervised",
@@ -168,6 +169,7 @@ __all__ = [
     "trainable_share",
     "unfuse_lora",
     "verify",
+    "verify_kind",
     "whole_folder",
     "whole_state",
     "windows",

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import load_json
-from .distributed import shutdown
+from .distributed import shutdown, speaks, tells
 from .errors import InputError, one_line
 from .lr_search import RateFound
 from .run import Stopped
 
 
 def exit_status(job: Callable[[], int | None]) -> int:
-    """Do ``job`` and return the exit status: its own, or that of an error, which is printed in one line.
+    """Do ``job`` and return the exit status: its own, or that of an error, which one process prints in one line.
 
     It is 2 for what the user gave or the machine has not (an :class:`InputError`), a loss that is not finite, and
     other processes that are gone; 128 and the signal's number for a job that was stopped.
@@ -24,15 +24,20 @@ def exit_status(job: Callable[[], int | None]) -> int:
     except Stopped as stop:
         folders = (stop.folder, *stop.folder.parents)
         folder = next((f for f in folders if (f / "config.json").exists()), stop.folder)
-        print(f"saved; continue: uv run {sys.argv[0]} --resume {folder}", flush=True)
+        if speaks():
+            size = os.environ.get("LOCAL_WORLD_SIZE")
+            command = f"torchrun --nproc-per-node {size} {sys.argv[0]}" if size else sys.argv[0]
+            print(f"saved; continue: uv run {command} --resume {folder}", flush=True)
         return 128 + stop.signal
     except (InputError, FloatingPointError, ConnectionError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        if tells(error):
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         return 2
     except RateFound:
         return 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if speaks():
+            print("interrupted", file=sys.stderr)
         return 130
     finally:
         shutdown()

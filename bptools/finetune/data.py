@@ -1,7 +1,7 @@
 """Images: scikit-learn's digits, plain and inverted, and any folder of images; loaders that repeat exactly."""
 
+import os
 import random
-import signal
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -199,8 +199,8 @@ def image_folder(
     return Splits(Augmented(train), val, test, tuple(resized.classes))
 
 
-def _quiet_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which still needs its data
+def _set_apart(_: int) -> None:
+    os.setpgid(0, 0)  # Ctrl-C, and torchrun's SIGTERM, are for the main process, which still needs its data
 
 
 def make_loader(
@@ -242,5 +242,5 @@ def make_loader(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'set_vital' is deprecated")
         return StatefulDataLoader(
-            data, batch_sampler=batches, num_workers=workers, generator=generator, worker_init_fn=_quiet_worker
+            data, batch_sampler=batches, num_workers=workers, generator=generator, worker_init_fn=_set_apart
         )

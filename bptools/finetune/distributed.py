@@ -278,6 +278,26 @@ def _join(backend: str, device: torch.device | None) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE, device_id=device)
 
 
+def speaks() -> bool:
+    """Return whether this process is the one that prints, also before it has joined the others."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def tells(error: Exception) -> bool:
+    """Return whether this process is to print ``error``, at which it ends.
+
+    Of processes with the same error one does; that another process is gone is told only if that one told nothing.
+    """
+    if not dist.is_initialized():
+        return speaks()
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        errors = store.add("errors", 1)
+        return errors == 1 if isinstance(error, ConnectionError) else store.add(f"error: {error}", 1) == 1
+    except RuntimeError:  # the store is gone with the process that had it
+        return True
+
+
 def shutdown() -> None:
     """Leave the other processes, if there are any; call it at the end of the job."""
     if dist.is_initialized():

@@ -3,6 +3,8 @@
 import signal
 import sys
 
+from .distributed import speaks
+
 
 class Interrupt:
     """While active, the first SIGINT or SIGTERM only raises a flag; the second acts as usual.
@@ -30,4 +32,5 @@ class Interrupt:
     def _receive(self, number: int, _frame: object) -> None:
         self.signal = number
         self.__exit__()
-        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        if speaks():
+            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)

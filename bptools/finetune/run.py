@@ -164,7 +164,7 @@ class Run:
             setattr(self, name, state[name])
         self._ahead = self.batches, self.position
         self.stopper.load_state_dict(state["stopper"])
-        if state["random"] is None:
+        if state["random"] is None and self.parallel.main:
             logger.warning("the checkpoint is of another number of processes: random numbers are drawn anew")
         return state
 
@@ -193,11 +193,13 @@ class Run:
             self.monitor.close()
             raise Stopped(self.interrupt.signal if self.interrupt else signal.SIGTERM, self.folder)
 
-    def _save_before(self, error: Exception) -> None:
-        """Save what was learned before ``error``, where all processes know of it."""
-        if self.parallel.size == 1 or isinstance(error, FloatingPointError):
+    def _save_before(self, error: Exception) -> str:
+        """Save what was learned before ``error``, where all processes know of it; return in words what is saved."""
+        together = self.parallel.size == 1 or isinstance(error, FloatingPointError)
+        if together:
             self.save()
         self.monitor.close()
+        return f"the run is saved as of {f'step {self.taken}' if together else 'its last checkpoint'}"
 
     # The loop ------------------------------------------------------------------------------------------------
 
@@ -248,7 +250,8 @@ class Run:
         """Give the windows of the epoch that are left: lists of ``accumulate`` batches, the last maybe shorter.
 
         Raises:
-            InputError: If the data cannot be read, or a process that loads them died. What was learned is saved.
+            InputError: If the data cannot be read, or a process that loads them died. What was learned is saved,
+                but where other processes, which do not know, train along: there the last checkpoint has it.
         """
         loader = self.loader(self.stopper.epoch)
         if self.position is not None:
@@ -262,9 +265,9 @@ class Run:
             try:
                 window = [next(stream) for _ in range(min(self.accumulate, last - self.batches))]
             except Exception as error:
-                self._save_before(error)
+                saved = self._save_before(error)
                 if isinstance(error, InputError) or "DataLoader worker" in str(error):
-                    raise InputError(f"{one_line(error)}; the run is saved as of step {self.taken}") from error
+                    raise InputError(f"{one_line(error)}; {saved}") from error
                 raise
             self.wait = time.perf_counter() - begun
             self._ahead = self.batches + len(window), loader.state_dict()
@@ -303,12 +306,13 @@ class Run:
         """End an epoch with the validation's ``loss``, keep the weights in ``best.pt`` if it is the lowest.
 
         Args:
-            loss: What patience looks at.
+            loss: What patience looks at; that of the first process counts.
             scalars: More figures to log and to remember.
 
         Returns:
             Whether it is the best epoch so far.
         """
+        loss = self.parallel.broadcast(loss)  # or rounding could have processes disagree on when to stop
         self.history.append({"train_loss": self.monitor.mean_loss(), "loss": loss, **scalars})
         figures = {f"val/{name}": value for name, value in {"loss": loss, **scalars}.items()}
         self.monitor.epoch(self.optimizer.param_groups, **figures)

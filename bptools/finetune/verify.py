@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -60,22 +60,37 @@ class StopAfter:
         return self.left <= 0
 
 
-def dry_run(train: Train, console: Console) -> None:
+@contextmanager
+def _temporary_folder(parallel: Parallel) -> Iterator[Path]:
+    """Give all processes the same folder."""
+    with tempfile.TemporaryDirectory() as own:
+        yield Path(parallel.broadcast(own))
+        parallel.barrier()  # others may still read what is there
+
+
+def dry_run(train: Train, console: Console, parallel: Parallel) -> None:
     """Do one window of everything: stop after the first step, continue from the checkpoint, validate and test.
 
     Args:
         train: Called with a folder and ``trial``, ``interrupt``, ``observe``, which :class:`Run` takes. It does a
             run, or several, each in a folder of its own inside.
         console: Where to print.
+        parallel: This process among those that train.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with _temporary_folder(parallel) as folder:
         try:
-            train(Path(folder), trial=1, interrupt=StopAfter(1))
+            train(folder, trial=1, interrupt=StopAfter(1))
         except Stopped:
-            train(Path(folder), trial=1)
-    console.print(
-        "dry run: one window of every phase, a checkpoint written and read, validation and test: all well"
-    )
+            train(folder, trial=1)
+    if parallel.main:
+        console.print(
+            "dry run: one window of every phase, a checkpoint written and read, validation and test: all well"
+        )
+
+
+def verify_kind(kind: str) -> str:
+    """Return the ``--parallel`` of this process of :func:`verify`: where there are two, the user's ``kind``."""
+    return kind if GRADIENTS in os.environ and kind != "none" else "auto"
 
 
 def verify(train: Train, command: Sequence[str], console: Console, parallel: Parallel) -> int:
@@ -87,8 +102,13 @@ def verify(train: Train, command: Sequence[str], console: Console, parallel: Par
         console: Where to print.
         parallel: This process; where it is one of several, it only writes its gradients for the process that
             started it.
+
+    Raises:
+        InputError: If torchrun was started by someone else.
     """
     if parallel.size > 1:
+        if GRADIENTS not in os.environ:
+            raise InputError("--verify: starts two processes itself; leave out torchrun")
         _write_gradients(train, parallel)
         return 0
     rows = []
@@ -226,6 +246,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _two_processes(folder: Path, command: Sequence[str], one: dict[str, Tensor]) -> Verdict:
+    gpus = torch.cuda.device_count()
+    if next(iter(one.values())).is_cuda and gpus < 2:
+        return None, "takes two GPUs, and there is one; --device cpu does without"
     path = folder / "gradients.pt"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, GRADIENTS: str(path), "OMP_NUM_THREADS": "1"}
@@ -235,8 +258,8 @@ def _two_processes(folder: Path, command: Sequence[str], one: dict[str, Tensor])
         return False, f"two processes ended with status {done.returncode}: {lines[0].strip()}"
     two = load_checkpoint(path)
     worst = difference(two, one)
-    note = f"the first gradients ({len(one)} tensors) differ by {worst:.0e} of their norm"
-    return worst < TOLERANCE, f"{note}; DDP over gloo, without dropout"
+    note = f"the first gradients ({len(one)} tensors) differ by {worst:.0e} of their norm, without dropout"
+    return worst < TOLERANCE, note
 
 
 def _write_gradients(train: Train, parallel: Parallel) -> None:
@@ -246,8 +269,8 @@ def _write_gradients(train: Train, parallel: Parallel) -> None:
             save_checkpoint(os.environ[GRADIENTS], gradients)
         raise Stopped(signal.SIGTERM, run.folder)
 
-    with tempfile.TemporaryDirectory() as own, suppress(Stopped):
-        train(Path(parallel.broadcast(own)), trial=WINDOWS, observe=observe)
+    with suppress(Stopped), _temporary_folder(parallel) as folder:
+        train(folder, trial=WINDOWS, observe=observe)
 
 
 def first_gradients(run: Run) -> dict[str, Tensor]:
@@ -276,7 +299,7 @@ def difference(a: dict[Any, Tensor], b: dict[Any, Tensor]) -> float:
     """Return the norm of the difference of two gradients over the norm of the second."""
     if a.keys() != b.keys():
         return float("inf")
-    above = sum(float((a[key].double() - b[key].double()).square().sum()) for key in b)
+    above = sum(float((a[key].to(b[key].device).double() - b[key].double()).square().sum()) for key in b)
     below = sum(float(b[key].double().square().sum()) for key in b)
     return (above / below) ** 0.5
 
