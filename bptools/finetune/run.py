@@ -194,7 +194,7 @@ class Run:
             raise Stopped(self.interrupt.signal if self.interrupt else signal.SIGTERM, self.folder)
 
     def _save_before(self, error: Exception) -> str:
-        """Save what was learned before ``error``, where all processes know of it; return in words what is saved."""
+        """Save what was learned before ``error``, if all processes know of it; return in words what is saved."""
         together = self.parallel.size == 1 or isinstance(error, FloatingPointError)
         if together:
             self.save()
