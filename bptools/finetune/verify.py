@@ -6,6 +6,7 @@ What is looked at is what that function does, with whatever its user has changed
 - *accumulated = one batch*: the gradient of a window is the same however its samples are cut into micro-batches.
 - *resumed = uninterrupted*: a run that is stopped after some step and continued leaves the checkpoint that a run
   without a stop does, bit for bit.
+- *what trains learns*: each trainable parameter gets a gradient from the first window of each phase.
 - *frozen unchanged*: what no step of a phase trains has the same bits at its end, and so have the buffers of
   modules in evaluation mode.
 - *merged = adapter*: a peft model gives the same outputs with its adapter merged.
@@ -117,6 +118,7 @@ def verify(train: Train, command: Sequence[str], console: Console, parallel: Par
         checks = (
             ("resumed = uninterrupted", lambda: _resume(train, Path(folder), watch)),
             ("accumulated = one batch", watch.accumulation),
+            ("what trains learns", watch.learning),
             ("frozen unchanged", watch.frozen),
             ("merged = adapter", watch.merged),
             ("two processes = one", lambda: _two_processes(Path(folder), command, watch.gradients)),
@@ -128,7 +130,9 @@ def verify(train: Train, command: Sequence[str], console: Console, parallel: Par
             rows.append((name, verdict, f"{time.perf_counter() - begun:.1f}", note))
     columns = {"check": "left", "verdict": "left", "seconds": "right", "what was seen": "left"}
     console.print(plain_table("Verified on these settings", columns, rows))
-    return int(any(row[1] == "FAILS" for row in rows))
+    failed = [row[0] for row in rows if row[1] == "FAILS"]
+    console.print(f"{len(failed)} of {len(rows)} checks fail" if failed else "all hold")
+    return int(bool(failed))
 
 
 Verdict = tuple[bool | None, str]  # None: there is nothing to check
@@ -141,6 +145,7 @@ class _Watch:
         self.differences: list[float] = []
         self.gradients: dict[str, Tensor] = {}
         self.changed: list[str] = []
+        self.idle: list[str] = []
         self.held = self.phases = self.steps = 0
         self.merges: list[float] = []
         self._before: dict[str, Tensor] = {}
@@ -173,6 +178,7 @@ class _Watch:
         whole = gradient(run, window)
         pieces = gradient(run, [piece for batch in window for piece in split_batch(batch, 3)])
         self.differences.append(difference(pieces, whole))
+        self.idle += [name for name, p in run.model.named_parameters() if p.requires_grad and p not in whole]
 
     def _compare_merged(self, run: Run) -> None:
         run.model.eval()
@@ -187,8 +193,12 @@ class _Watch:
 
     def accumulation(self) -> Verdict:
         worst = max(self.differences)
-        where = "in evaluation mode; a batch norm in training mode sees each micro-batch by itself"
-        return worst < TOLERANCE, f"gradients differ by {worst:.0e} of their norm, {where}"
+        return worst < TOLERANCE, f"gradients differ by {worst:.0e} of their norm, in evaluation mode"
+
+    def learning(self) -> Verdict:
+        if self.idle:
+            return False, f"{len(self.idle)} trainable tensors get no gradient, such as {self.idle[0]}"
+        return True, "every trainable tensor gets a gradient"
 
     def frozen(self) -> Verdict:
         if self.changed:
@@ -217,7 +227,7 @@ def _resume(train: Train, folder: Path, watch: _Watch) -> Verdict:
         if differ:
             return False, f"{len(differ)} of {len(a)} values differ in {path.parent.name}, such as {differ[0]}"
         tensors += sum(isinstance(value, Tensor) for value in a.values())
-    return True, f"{tensors} tensors and all counters, bit for bit; stopped after step {stop} of {watch.steps}"
+    return True, f"{tensors} tensors and all counters, bit for bit; stopped at step {stop} of {watch.steps}"
 
 
 TIMES = ("seconds", "wait")
@@ -258,7 +268,7 @@ def _two_processes(folder: Path, command: Sequence[str], one: dict[str, Tensor])
         return False, f"two processes ended with status {done.returncode}: {lines[0].strip()}"
     two = load_checkpoint(path)
     worst = difference(two, one)
-    note = f"the first gradients ({len(one)} tensors) differ by {worst:.0e} of their norm, without dropout"
+    note = f"gradients of {len(one)} tensors differ by {worst:.0e} of their norm, without dropout"
     return worst < TOLERANCE, note
 
 

@@ -27,12 +27,14 @@ def net():
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.1), nn.ReLU(), nn.Linear(8, 2))
 
 
-def recipe(*, loss=None, before_step=None, adapter=False, options=lambda given: given, phases=("4:1", "all:1")):
+def recipe(
+    *, build=net, loss=None, before_step=None, adapter=False, options=lambda given: given, phases=("4:1", "all:1")
+):
     """A train function, sound but for what the arguments break."""
 
     def train(folder, **given):
         ft.set_seed(0)
-        model = net()
+        model = build()
         if adapter:
             model = ft.add_adapter(model, ft.Adapter(rank=2), head="4")
         depths = ft.parameter_depths(model, torch.zeros(1, 4))
@@ -58,13 +60,13 @@ def watch(folder, train):
     """What an observer of a whole run says, and whether a stopped one ends like it."""
     seen = _Watch()
     resume = _resume(train, folder, seen)
-    return {"resume": resume, **{n: getattr(seen, n)() for n in ("accumulation", "frozen", "merged")}}
+    return {"resume": resume, **{n: getattr(seen, n)() for n in ("accumulation", "learning", "frozen", "merged")}}
 
 
 def test_all_hold_on_a_sound_recipe(tmp_path):
     verdicts = watch(tmp_path, recipe())
     assert {name: holds for name, (holds, _) in verdicts.items()} == {
-        "resume": True, "accumulation": True, "frozen": True, "merged": None,
+        "resume": True, "accumulation": True, "learning": True, "frozen": True, "merged": None,
     }  # fmt: skip
     assert "bit for bit" in verdicts["resume"][1]
 
@@ -103,6 +105,16 @@ def test_a_recipe_that_cannot_be_stopped_is_no_resume(tmp_path):
     holds, note = watch(tmp_path, recipe(options=lambda given: given | {"interrupt": None}))["resume"]
     assert not holds
     assert "is interrupt handed on to Run?" in note
+
+
+def test_a_weight_that_nothing_uses_is_named(tmp_path):
+    class Idle(nn.Sequential):
+        def __init__(self):
+            super().__init__(*net())
+            self.spare = nn.Parameter(torch.ones(2))
+
+    holds, note = watch(tmp_path, recipe(build=Idle, phases=("all:1",)))["learning"]
+    assert (holds, note) == (False, "1 trainable tensors get no gradient, such as spare")
 
 
 def test_a_frozen_norm_in_training_mode_is_noticed(tmp_path):
