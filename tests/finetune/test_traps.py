@@ -670,12 +670,15 @@ def test_25_rates_go_on_falling(tmp_path):
     assert naive_life(state)[0] == first
 
     def rate(run):
-        return run.optimizer.param_groups[0]["lr"]
+        return run.optimizer.param_groups[0]["lr"], run.model[
+            0
+        ].weight.tolist()  # and what the step did at its own
 
     whole = live(make(tmp_path / "whole"), rate)
     rates = live(make(tmp_path / "two", interrupt=StopAfter(14)), rate)
     assert rates + live(make(tmp_path / "two"), rate) == whole
-    assert whole[3:] == sorted(whole[3:], reverse=True)
+    falling = [lr for lr, _ in whole][3:]
+    assert falling == sorted(set(falling), reverse=True)
 
 
 def test_26_what_torch_compile_saved_is_loaded(tmp_path):
