@@ -197,11 +197,8 @@ SOUND = "lambda epoch: ft.make_loader(data, 9, seed=(0, epoch), parallel=paralle
 UNSHARED = "lambda epoch: ft.make_loader(data, 9 - 4 * parallel.rank, seed=(0, epoch))"
 
 
-@pytest.mark.parametrize(
-    ("loader", "status"),
-    [(SOUND, 0), pytest.param(UNSHARED, 1, marks=pytest.mark.slow)],
-    ids=["sound", "unshared"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("loader", "status"), [(SOUND, 0), (UNSHARED, 1)], ids=["sound", "unshared"])
 def test_two_processes(tmp_path, loader, status):
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.replace("LOADER", loader))
