@@ -227,7 +227,7 @@ def _resume(train: Train, folder: Path, watch: _Watch) -> Verdict:
         if differ:
             return False, f"{len(differ)} of {len(a)} values differ in {path.parent.name}, such as {differ[0]}"
         tensors += sum(isinstance(value, Tensor) for value in a.values())
-    return True, f"{tensors} tensors and all counters, bit for bit; stopped at step {stop} of {watch.steps}"
+    return True, f"{tensors} tensors and all counters, bit for bit, from step {stop} of {watch.steps}"
 
 
 TIMES = ("seconds", "wait")
@@ -268,7 +268,7 @@ def _two_processes(folder: Path, command: Sequence[str], one: dict[str, Tensor])
         return False, f"two processes ended with status {done.returncode}: {lines[0].strip()}"
     two = load_checkpoint(path)
     worst = difference(two, one)
-    note = f"gradients of {len(one)} tensors differ by {worst:.0e} of their norm, without dropout"
+    note = f"gradients differ by {worst:.0e} of their norm, without dropout"
     return worst < TOLERANCE, note
 
 
