@@ -17,7 +17,8 @@ def exit_status(job: Callable[[], int | None]) -> int:
     """Do ``job`` and return the exit status: its own, or that of an error, which one process prints in one line.
 
     It is 2 for what the user gave or the machine has not (an :class:`InputError`), a loss that is not finite, a
-    data worker that died, and other processes that are gone; 128 and the signal's number for a job that was stopped.
+    data worker that died, and other processes that are gone; 128 and the signal's number for a job that was
+    stopped.
     """
     try:
         return job() or 0
