@@ -177,7 +177,7 @@ def test_interrupted_and_resumed_ends_as_if_it_had_not_been(finished, kind, way,
     assert_same(tmp_path / "job", finished(kind)[0])
 
 
-@pytest.mark.parametrize(("kind", "size"), [("ddp", 3), ("fsdp", 1)])
+@pytest.mark.parametrize(("kind", "size"), [("ddp", 3)])
 def test_goes_on_with_another_number_of_processes(finished, kind, size, tmp_path):
     job = Job(tmp_path, 2, *TINY, "--parallel", kind, "--log-dir", tmp_path / "job")
     wait_for_checkpoint(tmp_path / "job", "discriminative")
