@@ -71,12 +71,11 @@ def _after_warmup(fall: Callable[[float], float], steps: int, rise: int) -> Call
 
 def _one_cycle(steps: int) -> Callable[[int], float]:
     last = steps - 1
-    # As in torch, between two steps unless it is a whole number; of fewer than four the first is at the peak.
-    peak = max(0.0, ONE_CYCLE_RISE * steps - 1)
+    peak = ONE_CYCLE_RISE * steps - 1  # as in torch, between two steps unless it is a whole number
 
     def factor(step: int) -> float:
         if step <= peak:
             return 1 + (ONE_CYCLE_START - 1) * _cosine(step / peak if peak else 1.0)
-        return ONE_CYCLE_END + (1 - ONE_CYCLE_END) * _cosine(min(1.0, (step - peak) / max(1.0, last - peak)))
+        return ONE_CYCLE_END + (1 - ONE_CYCLE_END) * _cosine(min(1.0, (step - peak) / (last - peak)))
 
     return factor

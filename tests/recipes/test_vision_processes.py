@@ -277,7 +277,7 @@ def test_what_all_refuse_is_said_once(args, tmp_path):
     said = out + err
     assert status != 0
     assert said.count(args[0]) - said.count(str(RECIPE)) <= 2
-    assert len([line for line in said.splitlines() if re.search(r"^error: |Unrecognized", line)]) == 1
+    assert len([line for line in said.splitlines() if re.search(r"^error: |Unrecognized options:", line)]) == 1
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,0 +1,47 @@
+import pytest
+
+from bptools.finetune import InputError, RateFound, Stopped, exit_status, make_folder, restarted
+
+
+def raising(error):
+    def job():
+        raise error
+
+    return job
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (InputError("--lr: expected more"), 2, "error: --lr: expected more\n"),
+        (FloatingPointError("gradient norm is nan\nand more"), 2, "error: gradient norm is nan\n"),
+        (ConnectionError("another process is gone"), 2, "error: another process is gone\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_known_errors_are_one_line(capsys, error, status, words):
+    assert exit_status(raising(error)) == status
+    assert capsys.readouterr().err == words
+
+
+def test_what_stopped_says_how_to_go_on(tmp_path, capsys):
+    make_folder(tmp_path / "job", {})
+    stop = Stopped(15, tmp_path / "job" / "seed0" / "full")
+    assert exit_status(raising(stop)) == 128 + 15
+    assert capsys.readouterr().out.endswith(f"--resume {tmp_path / 'job'}\n")
+
+
+def test_other_ends(tmp_path):
+    assert exit_status(lambda: None) == 0
+    assert exit_status(lambda: 1) == 1
+    assert exit_status(raising(RateFound(type("F", (), {"suggestion": 0.1}), tmp_path))) == 0
+    with pytest.raises(ZeroDivisionError):
+        exit_status(raising(ZeroDivisionError()))
+
+
+def test_a_job_is_known_again_after_torchrun_has_started_it_anew(tmp_path, monkeypatch):
+    make_folder(tmp_path / "job", {})
+    assert not restarted(tmp_path / "job")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert restarted(tmp_path / "job")
+    assert not restarted(tmp_path / "other")
