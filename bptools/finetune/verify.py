@@ -284,7 +284,7 @@ def _resume(train: Train, whole: Path) -> Verdict:
     stops, complaint = _in_pieces(train, stopped, lambda event, run: None, trial=WINDOWS)
     if complaint:
         return False, complaint
-    files = sorted(path.relative_to(whole) for name in ("last.pt", "best.pt") for path in whole.rglob(name))
+    files = [path.relative_to(whole) for name in ("last.pt", "best.pt") for path in sorted(whole.rglob(name))]
     if not files:
         return False, "no checkpoint at the end: call run.load_best(), or run.save()"
     tensors = 0
