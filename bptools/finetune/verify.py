@@ -369,22 +369,23 @@ def _launch(command: Sequence[str], folder: Path) -> str:
                     subprocess.Popen([sys.executable, *command], env=own, stdout=subprocess.DEVNULL, stderr=file)
                 )
         deadline = time.monotonic() + PATIENCE
-        while any(process.poll() is None for process in processes):
-            failed = [rank for rank, process in enumerate(processes) if process.poll()]
-            if failed:
-                break
+        while None in (states := [process.poll() for process in processes]) and not any(states):
             if time.monotonic() > deadline:
                 return f"two processes did not come to their first gradient within {PATIENCE} s"
             time.sleep(0.05)
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):  # one that waits for a process which is gone
+                process.wait(5)
     finally:
         for process in processes:
             process.kill()
             process.wait()
     if (folder / "gradients.pt").exists():
         return ""
-    order = sorted(range(2), key=lambda rank: processes[rank].returncode <= 0)  # whoever failed by itself first
-    said = [line.strip() for rank in order for line in logs[rank].read_text().splitlines()[-1:]]
-    return f"two processes: {said[0] if said else 'no gradient; hand observe on to Run'}"
+    said = [line.strip() for log in logs for line in log.read_text().splitlines()[-1:]]
+    said.sort(key=lambda line: "another process is gone" in line)
+    ends = f"ended with status {states[0] or states[1]}" if any(states) else "no gradient; hand observe on to Run"
+    return f"two processes: {said[0] if said else ends}"
 
 
 def _write_gradients(train: Train, parallel: Parallel) -> None:
