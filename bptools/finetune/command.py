@@ -16,8 +16,9 @@ from .run import Stopped
 def exit_status(job: Callable[[], int | None]) -> int:
     """Do ``job`` and return the exit status: its own, or that of an error, which one process prints in one line.
 
-    It is 2 for what the user gave or the machine has not (an :class:`InputError`), a loss that is not finite, and
-    other processes that are gone; 128 and the signal's number for a job that was stopped.
+    It is 2 for what the user gave or the machine has not (an :class:`InputError`), a loss that is not finite, a
+    data worker that died, and other processes that are gone; 128 and the signal's number for a job that was
+    stopped.
     """
     try:
         return job() or 0
@@ -29,7 +30,9 @@ def exit_status(job: Callable[[], int | None]) -> int:
             command = f"torchrun --nproc-per-node {size} {sys.argv[0]}" if size else sys.argv[0]
             print(f"saved; continue: uv run {command} --resume {folder}", flush=True)
         return 128 + stop.signal
-    except (InputError, FloatingPointError, ConnectionError) as error:
+    except (InputError, FloatingPointError, ConnectionError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise  # that of a dead worker comes from a signal, wherever the process is
         if tells(error):
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         return 2

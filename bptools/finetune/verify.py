@@ -4,11 +4,11 @@ Both call the recipe's own training function, for one epoch of a few windows in 
 What is looked at is what that function does, with whatever its user has changed in it. Gradients are compared
 without mixed precision, TF32 and dropout, so what differs is a mistake and not rounding.
 
-- *all trainable weights learn*: each has a gradient after the first window of its phase. An adapter on a layer
-  whose weight is read, and which is never called, has none.
-- *accumulated = one batch*: the gradient of a window is the same however its samples are cut into micro-batches.
 - *resumed = uninterrupted*: a run that is stopped after every step and every epoch, and continued, leaves the
   checkpoints that a run without a stop does, bit for bit.
+- *accumulated = one batch*: the gradient of a window is the same however its samples are cut into micro-batches.
+- *what trains learns*: each trainable parameter gets a gradient from the first window of its phase. An adapter on
+  a layer whose weight is read, and which is never called, gets none.
 - *frozen unchanged*: what a phase does not train has the same bits at its end, and so have the running statistics
   that it is to keep.
 - *merged = adapter*: a peft model gives the same outputs with its adapter merged.
@@ -137,9 +137,9 @@ def verify(train: Train, command: Sequence[str], console: Console, parallel: Par
         if not watch.gradients:
             raise InputError("--verify: no run was seen; hand observe on to Run")
         verdicts = {
-            "all trainable weights learn": watch.learning(),
-            "accumulated = one batch": watch.accumulation(),
             "resumed = uninterrupted": _resume(train, whole),
+            "accumulated = one batch": watch.accumulation(),
+            "what trains learns": watch.learning(),
             "frozen unchanged": watch.frozen(),
             "merged = adapter": watch.merged(),
             "two processes = one": _two_processes(whole, command, watch),
@@ -169,8 +169,7 @@ class _Watch:
         self.gradients: dict[str, Tensor] = {}
         self.items = 0
         self.phases = 0  # that came to their end
-        self._trainable: dict[str, None] = {}  # as an ordered set, and so is the next one
-        self._idle: dict[str, None] = {}
+        self._idle: dict[str, None] = {}  # as an ordered set
         self._pieces: list[tuple[float, float, str]] = []
         self._merges: list[tuple[float, float]] = []
         self._before: dict[str, Tensor] = {}
@@ -204,9 +203,8 @@ class _Watch:
             for phase in _each_phase(run):
                 gradients = _first_gradients(run, window)
                 self.gradients |= {f"{name} in {phase}": gradient for name, gradient in gradients.items()}
-                names = {name for name, p in run.model.named_parameters() if p.requires_grad}
-                self._trainable |= dict.fromkeys(names)
-                self._idle |= dict.fromkeys(sorted(names - gradients.keys()))
+                trainable = [name for name, p in run.model.named_parameters() if p.requires_grad]
+                self._idle |= dict.fromkeys(name for name in trainable if name not in gradients)
                 run.model.eval()  # a batch norm in training mode sees each micro-batch by itself
                 pieces = [*_cut(window[0]), *window[1:]]
                 if len(pieces) > len(window):
@@ -232,31 +230,30 @@ class _Watch:
             apart, _ = difference({"": _outputs(merged, batch)}, {"": _outputs(run.model, batch)})
         self._merges.append((apart / _tolerance(merged), apart))
 
-    def learning(self) -> Verdict:
-        if self._idle:
-            names, others = list(self._idle), len(self._idle) - 1
-            return False, f"no gradient for {names[0]}" + (f" and {others} more" if others else "")
-        return True, f"each of {len(self._trainable)} tensors has a gradient in its phases"
-
     def accumulation(self) -> Verdict:
         if not self._pieces:
             return None, "a batch of one sample cannot be cut"
         ratio, apart, name = max(self._pieces)
         where = "" if ratio < 1 else f", most in {name}"
-        return ratio < 1, f"gradients {apart:.0e} of their norm apart, norms in evaluation mode{where}"
+        return ratio < 1, f"gradients differ by {apart:.0e} of their norm, in evaluation mode{where}"
+
+    def learning(self) -> Verdict:
+        if self._idle:
+            return False, f"{len(self._idle)} trainable tensors get no gradient, first {next(iter(self._idle))}"
+        return True, "every trainable tensor gets a gradient"
 
     def frozen(self) -> Verdict:
         if self._changed:
             return False, f"{len(self._changed)} of {self._held} tensors changed, first {self._changed[0]}"
         if not self._held:
             return None, "nothing is frozen"
-        return True, f"{self._held} tensors, buffers too, in {self.phases} phases, to the bit"
+        return True, f"{self._held} tensors, buffers included, over {self.phases} phases, bit for bit"
 
     def merged(self) -> Verdict:
         if not self._merges:
             return None, "no adapter that can be merged"
         ratio, apart = max(self._merges)
-        return ratio < 1, f"outputs {apart:.0e} of their norm apart"
+        return ratio < 1, f"outputs differ by {apart:.0e} of their norm"
 
 
 def _in_pieces(train: Train, folder: Path, observe: Observer, **options: Any) -> tuple[int, str]:
@@ -295,7 +292,7 @@ def _resume(train: Train, whole: Path) -> Verdict:
             first = f"{differ[0]} {_by(a.get(differ[0]), b.get(differ[0]))}"
             return False, f"{file}: {len(differ)} of {len(a)} values differ, first {first}"
         tensors += sum(isinstance(value, Tensor) for value in a.values())
-    return True, f"{tensors} tensors and all counters, to the bit, after {stops} stops"
+    return True, f"{tensors} tensors and all counters, bit for bit, after {stops} stops"
 
 
 TIMES = ("seconds", "wait")
@@ -346,7 +343,7 @@ def _two_processes(whole: Path, command: Sequence[str], watch: _Watch) -> Verdic
     apart, name = difference(two["gradients"], watch.gradients)
     holds = apart < watch.tolerance
     where = "" if holds else f", most in {name}"
-    return holds, f"first gradients of {watch.folder.name} {apart:.0e} of their norm apart{where}"
+    return holds, f"gradients differ by {apart:.0e} of their norm, without dropout{where}"
 
 
 def _launch(command: Sequence[str], folder: Path) -> str:

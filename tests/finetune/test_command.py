@@ -16,6 +16,7 @@ def raising(error):
         (InputError("--lr: expected more"), 2, "error: --lr: expected more\n"),
         (FloatingPointError("gradient norm is nan\nand more"), 2, "error: gradient norm is nan\n"),
         (ConnectionError("another process is gone"), 2, "error: another process is gone\n"),
+        (RuntimeError("DataLoader worker (pid 1) is killed"), 2, "error: DataLoader worker (pid 1) is killed\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
@@ -35,8 +36,9 @@ def test_other_ends(tmp_path):
     assert exit_status(lambda: None) == 0
     assert exit_status(lambda: 1) == 1
     assert exit_status(raising(RateFound(type("F", (), {"suggestion": 0.1}), tmp_path))) == 0
-    with pytest.raises(ZeroDivisionError):
-        exit_status(raising(ZeroDivisionError()))
+    for bug in (ZeroDivisionError(), RuntimeError("a bug")):
+        with pytest.raises(type(bug)):
+            exit_status(raising(bug))
 
 
 def test_a_job_is_known_again_after_torchrun_has_started_it_anew(tmp_path, monkeypatch):

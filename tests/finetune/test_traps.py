@@ -2,7 +2,6 @@
 
 import copy
 import math
-from contextlib import nullcontext
 
 import numpy as np
 import peft
@@ -330,7 +329,7 @@ def test_12_groups_are_made_before_the_schedule(make, error, message):
 
 
 def test_13_frozen_weights_do_not_drift():
-    def drift(freeze, **zeroing):
+    def drift(freeze):
         model = seeded(*[lambda: nn.Linear(4, 4, bias=False)] * 2)
         optimizer = adamw(model, lr=0.01)
         ft.enter_phase(model, optimizer, ft.Phase(("all",), 1))
@@ -338,20 +337,21 @@ def test_13_frozen_weights_do_not_drift():
             if number == 5:
                 freeze(model, optimizer)
                 before = model[0].weight.detach().clone()
-            optimizer.zero_grad(**zeroing)
+            optimizer.zero_grad(set_to_none=False)
             for p in model.parameters():
                 if p.requires_grad:
                     p.grad = torch.ones_like(p)
             optimizer.step()
-        with pytest.raises(ValueError, match="1 frozen parameters have gradients") if zeroing else nullcontext():
-            ft.check_optimizer(model, optimizer)
-        return float((model[0].weight - before).abs().max().detach())
+        return float((model[0].weight - before).abs().max().detach()), model, optimizer
 
-    def naive(model, optimizer):
-        model[0].requires_grad_(False)
+    moved, model, optimizer = drift(lambda model, _: model[0].requires_grad_(False))
+    assert moved == pytest.approx(0.034, abs=5e-4)
+    with pytest.raises(ValueError, match="1 frozen parameters have gradients"):
+        ft.check_optimizer(model, optimizer)
 
-    assert drift(naive, set_to_none=False) == pytest.approx(0.034, abs=5e-4)
-    assert drift(lambda model, optimizer: ft.enter_phase(model, optimizer, ft.Phase(("1",), 1))) == 0.0
+    moved, model, optimizer = drift(lambda *both: ft.enter_phase(*both, ft.Phase(("1",), 1)))
+    assert moved == 0
+    ft.check_optimizer(model, optimizer)
 
 
 def test_14_norms_biases_and_frozen_weights_do_not_decay():
@@ -670,12 +670,15 @@ def test_25_rates_go_on_falling(tmp_path):
     assert naive_life(state)[0] == first
 
     def rate(run):
-        return run.optimizer.param_groups[0]["lr"]
+        return run.optimizer.param_groups[0]["lr"], run.model[
+            0
+        ].weight.tolist()  # and what the step did at its own
 
     whole = live(make(tmp_path / "whole"), rate)
     rates = live(make(tmp_path / "two", interrupt=StopAfter(14)), rate)
     assert rates + live(make(tmp_path / "two"), rate) == whole
-    assert whole[3:] == sorted(whole[3:], reverse=True)
+    falling = [lr for lr, _ in whole][3:]
+    assert falling == sorted(set(falling), reverse=True)
 
 
 def test_26_what_torch_compile_saved_is_loaded(tmp_path):

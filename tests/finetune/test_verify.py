@@ -227,10 +227,10 @@ class Unmerged(Adapted):
 @pytest.mark.parametrize(
     ("way", "check", "seen"),
     [
-        (Summed, "accumulated = one batch", r"gradients \de[+-]\d\d of their norm apart.*, most in \S+"),
-        (MeanOfMeans, "accumulated = one batch", r"gradients \de-01 of their norm apart"),
-        (Unused, "all trainable weights learn", r"no gradient for \S*body\.0\.lora_A\.\S+ and \d+ more"),
-        (Detached, "all trainable weights learn", r"no gradient for body\.0\.bias and 5 more"),
+        (Summed, "accumulated = one batch", r"gradients differ by \de[+-]\d\d of their norm.*, most in \S+"),
+        (MeanOfMeans, "accumulated = one batch", r"gradients differ by \de-01 of their norm"),
+        (Unused, "what trains learns", r"2 trainable tensors get no gradient, first \S*body\.0\.lora_A"),
+        (Detached, "what trains learns", r"6 trainable tensors get no gradient, first stem\.0\.weight"),
         (Counter, "resumed = uninterrupted", r"run/last\.pt: \d+ of \d+ values differ, first model\.\S+ by \de-0"),
         (Unseeded, "resumed = uninterrupted", r"run/last\.pt: \d+ of \d+ values differ, first model\."),
         (Timed, "resumed = uninterrupted", r"run/last\.pt: \d+ of \d+ values differ, first model\."),
@@ -240,8 +240,8 @@ class Unmerged(Adapted):
         (TrainMode, "frozen unchanged", r"\d+ of \d+ tensors changed, first stem\.1\.running_mean by .* head"),
         (Moving, "frozen unchanged", r"1 of \d+ tensors changed, first stem\.0\.weight by \de-0\d in phase head"),
         (Unfreezing, "frozen unchanged", r"2 of \d+ tensors changed, first body\.0\.weight by"),
-        (Hooked, "merged = adapter", r"outputs \de-0[123] of their norm apart"),
-        (Unmerged, "merged = adapter", r"outputs \de-0[123] of their norm apart"),
+        (Hooked, "merged = adapter", r"outputs differ by \de-0[123] of their norm"),
+        (Unmerged, "merged = adapter", r"outputs differ by \de-0[123] of their norm"),
     ],
 )  # fmt: skip
 def test_a_broken_recipe_fails_the_one_check_that_it_should(way, check, seen):
@@ -311,16 +311,17 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
 )
 @pytest.mark.parametrize(
     ("wrong", "seen"),
     [
-        ("nothing", r"first gradients of last \de-0[678] of their norm apart"),
-        pytest.param("norm", r"first gradients of last .* most in \S+ in phase 2 \(all\)", marks=pytest.mark.slow),
-        pytest.param("whole", r"two have 36 items in the first window, one has 18", marks=pytest.mark.slow),
-        pytest.param("raises", r"two processes: .*what went wrong \[here\]", marks=pytest.mark.slow),
+        ("nothing", r"gradients differ by \de-0[678] of their norm, without dropout$"),
+        ("norm", r"gradients differ by .* most in \S+ in phase 2 \(all\)"),
+        ("whole", r"two have 36 items in the first window, one has 18"),
+        ("raises", r"two processes: .*what went wrong \[here\]"),
     ],
 )
 def test_two_processes(wrong, seen, tmp_path, monkeypatch, capsys):
