@@ -1,6 +1,8 @@
+import signal
+
 import pytest
 
-from bptools.finetune import InputError, RateFound, Stopped, exit_status, make_folder, restarted
+from bptools.finetune import InputError, RateFound, Stopped, exit_status, load_config, make_folder, restarted
 
 
 def raising(error):
@@ -30,6 +32,24 @@ def test_what_stopped_says_how_to_go_on(tmp_path, capsys):
     stop = Stopped(15, tmp_path / "job" / "seed0" / "full")
     assert exit_status(raising(stop)) == 128 + 15
     assert capsys.readouterr().out.endswith(f"--resume {tmp_path / 'job'}\n")
+
+
+def test_of_several_processes_one_says_how_all_go_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank, words in ((1, ""), (0, "saved; continue: uv run torchrun --nproc-per-node 2 ")):
+        monkeypatch.setenv("RANK", str(rank))
+        assert exit_status(raising(Stopped(signal.SIGINT, tmp_path))) == 130
+        out = capsys.readouterr().out
+        assert out.startswith(words)
+        assert bool(out) == bool(words)
+
+
+def test_settings_come_back_as_they_were(tmp_path):
+    make_folder(tmp_path / "job", {"lr": 0.1, "phases": ("head:1", "all:2"), "data": None})
+    assert load_config(tmp_path / "job") == {"lr": 0.1, "phases": ("head:1", "all:2"), "data": None}
+    (tmp_path / "job" / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"^--resume .*job: .*config.json is torn or not JSON"):
+        load_config(tmp_path / "job")
 
 
 def test_other_ends(tmp_path):

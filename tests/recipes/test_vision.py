@@ -262,3 +262,44 @@ def test_the_whole_demonstration(tmp_path):
         n: float(re.search(rf"^ {n} +([\d.]+) ±", done.stdout, re.M)[1]) for n in ("zero-shot", "scratch", "full")
     }
     assert mean["zero-shot"] < 50 < 80 < mean["scratch"] < mean["full"]
+
+
+def of(data, images):
+    """Arguments for the demonstration, or for a folder of images."""
+    folder = ["--data", str(images), "--weights", str(images / "resnet18.pth"), "--size", "32", "--batch-size", "6",
+              "--workers", "0"]  # fmt: skip
+    return [*(folder if data == "images" else ["--batch-size", "20"]), "--device", "cpu"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "strategy"), [("digits", "lora"), ("images", "discriminative")])
+def test_verify(vision, images, tmp_path, monkeypatch, capsys, data, strategy):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(RECIPE.parents[1]))
+    assert vision.main([*of(data, images), "--accumulate", "2", "--strategy", strategy, "--verify"]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^ .+ = ?.* holds ", out, re.M)) == (4 if strategy == "lora" else 3)
+    assert re.search(r"what trains learns +holds", out)
+    assert re.search(r"\nall hold; \d+ s\n", out)
+    assert max(map(len, out.splitlines())) <= 110
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("data", ["digits", "images"])
+def test_a_dry_run_does_everything_and_leaves_nothing(vision, images, tmp_path, monkeypatch, capsys, data):
+    monkeypatch.chdir(tmp_path)
+    assert vision.main([*of(data, images), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^dry run: one window of every phase: (pretrain.*)?discriminative \(head, all\)$", out, re.M)
+    assert re.search(r"^saved, stopped and continued [46] times, validated and tested: all well$", out, re.M)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("data", ["digits", "images"])
+def test_the_search_for_a_rate_ends_with_a_suggestion(vision, images, tmp_path, capsys, data):
+    assert vision.main([*of(data, images), "--lr-find", "--log-dir", str(tmp_path / "job")]) == 0
+    out = capsys.readouterr().out
+    assert 1e-5 < float(re.search(r"^suggested learning rate: (\S+)$", out, re.M)[1]) < 1
+    assert re.search(r"^for phase 1 of discriminative, head; picture: ", out, re.M)
+    with Image.open(tmp_path / "job" / "lr_find.png") as picture:
+        assert picture.width > 500
