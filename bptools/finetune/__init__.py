@@ -16,7 +16,16 @@ from .adapters import (
     unfuse_lora,
 )
 from .batches import count_samples, count_tokens, split_batch, supervised, windows
-from .card import confusion_figure, one_run, print_card, print_comparison
+from .card import (
+    ACCURACY,
+    Metric,
+    class_table,
+    confusion_figure,
+    one_run,
+    plain_table,
+    print_card,
+    print_comparison,
+)
 from .checkpoint import (
     FileStore,
     holds_run,
@@ -32,6 +41,7 @@ from .checkpoint import (
     whole_state,
 )
 from .command import exit_status, load_config, restarted
+from .corpus import byte_pairs, python_help, word_pieces
 from .data import Augmented, Splits, digits, image_folder, make_loader
 from .devices import resolve_amp, resolve_device
 from .distributed import Parallel, job_time, parallel_from_env, shutdown, speaks
@@ -40,8 +50,9 @@ from .errors import InputError, expect_positive, one_line
 from .evaluation import Evaluation, evaluate
 from .export import export, load_adapter, save_adapter, whole_folder
 from .interrupt import Interrupt
+from .job import Dir, Recipe, Settings, TransferSettings, make_run, make_stepper, not_trained
 from .lr_search import RateFinder, RateFinding, RateFound, lr_find
-from .mistakes import mistakes_figure
+from .mistakes import image_figures, mistakes_figure
 from .models import (
     Classifier,
     check_model,
@@ -78,32 +89,40 @@ from .stopping import EarlyStopping
 from .verify import dry_run, verify, verify_kind
 
 __all__ = [
+    "ACCURACY",
     "SCHEDULES",
     "Adapter",
     "Augmented",
     "Classifier",
+    "Dir",
     "EarlyStopping",
     "Ema",
     "Evaluation",
     "FileStore",
     "InputError",
     "Interrupt",
+    "Metric",
     "Monitor",
     "Parallel",
     "Phase",
     "RateFinder",
     "RateFinding",
     "RateFound",
+    "Recipe",
     "Run",
+    "Settings",
     "ShardedStore",
     "Splits",
     "StepResult",
     "Stepper",
     "Stopped",
+    "TransferSettings",
     "add_adapter",
+    "byte_pairs",
     "check_model",
     "check_optimizer",
     "check_settings",
+    "class_table",
     "confusion_figure",
     "count_samples",
     "count_tokens",
@@ -119,6 +138,7 @@ __all__ = [
     "fuse_lora",
     "gradual_phases",
     "holds_run",
+    "image_figures",
     "image_folder",
     "input_format",
     "job_time",
@@ -130,18 +150,23 @@ __all__ = [
     "lr_find",
     "make_folder",
     "make_loader",
+    "make_run",
     "make_schedule",
+    "make_stepper",
     "merge_adapter",
     "mistakes_figure",
     "needs_redraw",
+    "not_trained",
     "one_line",
     "one_run",
     "parallel_from_env",
     "parameter_depths",
     "parameter_groups",
     "parse_phases",
+    "plain_table",
     "print_card",
     "print_comparison",
+    "python_help",
     "random_state",
     "replace_head",
     "resolve_amp",
@@ -173,4 +198,5 @@ __all__ = [
     "whole_folder",
     "whole_state",
     "windows",
+    "word_pieces",
 ]

@@ -1,6 +1,7 @@
 """The end card: tables for the terminal and a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -16,18 +17,49 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def mean_spread(values: Sequence[float]) -> str:
+@dataclass(frozen=True)
+class Metric:
+    """What runs are judged by.
+
+    Attributes:
+        key: Its key in results, and in the history of epochs.
+        name: In words.
+        unit: Such as ``"%"``, or an empty string.
+        digits: After the point.
+        higher: Whether more is better.
+        top: The highest value there can be, where there is one.
+    """
+
+    key: str = "accuracy"
+    name: str = "accuracy"
+    unit: str = "%"
+    digits: int = 1
+    higher: bool = True
+    top: float | None = 100.0
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+ACCURACY = Metric()
+
+
+def mean_spread(values: Sequence[float], digits: int = 1) -> str:
     """Return ``"94.7 ± 1.2"``: mean and sample standard deviation, or the mean alone for one value."""
-    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread}"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
-def paired_difference(name: str, values: Sequence[float], other: str, others: Sequence[float]) -> str:
-    """Return in words by how much ``values`` exceed ``others``, seed by seed, in percentage points."""
+def paired_difference(
+    name: str, values: Sequence[float], other: str, others: Sequence[float], metric: Metric = ACCURACY
+) -> str:
+    """Return in words by how much ``values`` exceed ``others``, seed by seed."""
     gaps = np.subtract(values, others)
-    spread = f" ± {np.std(gaps, ddof=1):.1f}" if len(gaps) > 1 else ""
-    ahead = f", ahead on {(gaps > 0).sum()} of {len(gaps)} seeds" if len(gaps) > 1 else ", one seed only"
-    return f"{name} - {other}: {np.mean(gaps):+.1f}{spread} points{ahead}"
+    spread = f" ± {np.std(gaps, ddof=1):.{metric.digits}f}" if len(gaps) > 1 else ""
+    unit = "points" if metric.unit == "%" else metric.unit or metric.name
+    better = (gaps > 0 if metric.higher else gaps < 0).sum()
+    ahead = f", ahead on {better} of {len(gaps)} seeds" if len(gaps) > 1 else ", one seed only"
+    return f"{name} - {other}: {np.mean(gaps):+.{metric.digits}f}{spread} {unit}{ahead}"
 
 
 def plain_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[object]]) -> Table:
@@ -40,13 +72,15 @@ def plain_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[
     return table
 
 
-def class_table(title: str, targets: Sequence[int], predictions: Sequence[int], classes: Sequence[str]) -> Table:
-    """Return precision, recall and F1 in percent, and the number of images, for each class."""
+def class_table(
+    title: str, targets: Sequence[int], predictions: Sequence[int], classes: Sequence[str], unit: str = "images"
+) -> Table:
+    """Return precision, recall and F1 in percent, and the number of samples, for each class."""
     scores = precision_recall_fscore_support(targets, predictions, labels=range(len(classes)), zero_division=0.0)
     rows = [
         (name, *(f"{100 * score[i]:.1f}" for score in scores[:3]), scores[3][i]) for i, name in enumerate(classes)
     ]
-    columns = {"class": "left", "precision %": "right", "recall %": "right", "F1 %": "right", "images": "right"}
+    columns = {"class": "left", "precision %": "right", "recall %": "right", "F1 %": "right", unit: "right"}
     return plain_table(title, columns, rows)
 
 
@@ -75,57 +109,79 @@ def confusion_figure(targets: Sequence[int], predictions: Sequence[int], classes
     return figure
 
 
+Panel = Callable[[Axes], None]
+
+
+def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Sequence[float]]], colour: Mapping[str, str]) -> None:
+    """Draw a line for each strategy, the mean over seeds, with a band of one standard deviation."""
+    for name, runs in curves.items():
+        epochs = np.arange(1, max(map(len, runs)) + 1)
+        padded = np.full((len(runs), len(epochs)), np.nan)
+        for row, run in zip(padded, runs, strict=True):
+            row[: len(run)] = run
+            row[len(run) :] = run[-1]  # a run that stopped early stays where it stopped
+        mean = padded.mean(0)
+        axes.plot(epochs, mean, color=colour[name], label=name, lw=2, marker="o" if len(epochs) == 1 else "")
+        if len(runs) > 1:
+            spread = padded.std(0, ddof=1)
+            axes.fill_between(epochs, mean - spread, mean + spread, color=colour[name], alpha=0.12, lw=0)
+
+
+def _draw_seeds(
+    axes: Axes, values: Mapping[str, Sequence[float]], colour: Mapping[str, str], metric: Metric
+) -> None:
+    """Draw the test's figure of each seed as a dot, and the mean as a line with its number."""
+    for place, (name, some) in enumerate(values.items()):
+        places = place + np.linspace(-0.15, 0.15, len(some)) if len(some) > 1 else [place]
+        axes.scatter(places, some, color=colour[name], s=28, zorder=3)
+        axes.hlines(np.mean(some), place - 0.32, place + 0.32, color=colour[name], lw=2)
+        axes.annotate(
+            f"{np.mean(some):.{metric.digits}f}", (place, max(some)), (0, 7), textcoords="offset points",
+            ha="center",
+        )  # fmt: skip
+    axes.set_xticks(range(len(values)), list(values), rotation=25, ha="right")
+
+
 def save_picture(
     path: Path,
     title: str,
     curves: Mapping[str, Sequence[Sequence[float]]],
-    accuracies: Mapping[str, Sequence[float]],
-    confusion: tuple[str, Sequence[int], Sequence[int], Sequence[str]],
+    values: Mapping[str, Sequence[float]],
+    metric: Metric = ACCURACY,
+    panel: Panel | None = None,
 ) -> None:
-    """Save the picture: validation curves, test accuracy of each seed, confusion matrix.
+    """Save the picture: validation curves, the test's figure of each seed, and one more panel.
 
     Args:
         path: The PNG file.
         title: Above the picture.
-        curves: Validation accuracy in percent by strategy, seed and epoch.
-        accuracies: Test accuracy in percent by strategy and seed.
-        confusion: Strategy, true labels, predictions and class names of the matrix.
+        curves: The metric in validation, by strategy, seed and epoch.
+        values: The metric in the test, by strategy and seed.
+        metric: What is measured.
+        panel: Draws the third panel.
     """
-    colour = dict(zip(accuracies, COLOURS * len(accuracies), strict=False))
+    colour = dict(zip(values, COLOURS * len(values), strict=False))
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
-        figure = Figure(figsize=(16, 5), layout="constrained")
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 0.85, 1.05))
+        figure = Figure(figsize=(16 if panel else 11, 5), layout="constrained")
+        left, middle, *right = figure.subplots(
+            1, 2 + bool(panel), width_ratios=(1.15, 0.85, 1.05)[: 2 + bool(panel)]
+        )
+        _draw_curves(left, curves, colour)
         several = any(len(runs) > 1 for runs in curves.values())
-        for name, runs in curves.items():
-            epochs = np.arange(1, max(map(len, runs)) + 1)
-            padded = np.full((len(runs), len(epochs)), np.nan)
-            for row, run in zip(padded, runs, strict=True):
-                row[: len(run)] = run
-                row[len(run) :] = run[-1]  # a run that stopped early stays where it stopped
-            mean = padded.mean(0)
-            left.plot(epochs, mean, color=colour[name], label=name, lw=2, marker="o" if len(epochs) == 1 else "")
-            if len(runs) > 1:
-                spread = padded.std(0, ddof=1)
-                left.fill_between(epochs, mean - spread, mean + spread, color=colour[name], alpha=0.12, lw=0)
-        left.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 102))
-        left.set_title("Validation accuracy" + (", mean ± sd over seeds" if several else ""))
+        left.set(xlabel="epoch", ylabel=f"validation {metric}")
+        left.set_title(f"Validation {metric.name}" + (", mean ± sd over seeds" if several else ""))
         left.grid(alpha=0.25)
-        left.legend(loc="lower right", frameon=False)
-        for place, (name, values) in enumerate(accuracies.items()):
-            middle.scatter(
-                place + np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else [place], values,
-                color=colour[name], s=28, zorder=3,
-            )  # fmt: skip
-            middle.hlines(np.mean(values), place - 0.32, place + 0.32, color=colour[name], lw=2)
-            middle.annotate(
-                f"{np.mean(values):.1f}", (place, max(values)), (0, 7), textcoords="offset points", ha="center"
-            )
-        middle.set_xticks(range(len(accuracies)), list(accuracies), rotation=25, ha="right")
-        middle.set(ylabel="test accuracy (%)", ylim=(0, 108), title="Test accuracy: seeds (dots) and mean (line)")
+        left.legend(loc="lower right" if metric.higher else "upper right", frameon=False)
+        _draw_seeds(middle, values, colour, metric)
+        middle.set(ylabel=f"test {metric}", title=f"Test {metric.name}: seeds (dots) and mean (line)")
         middle.grid(axis="y", alpha=0.25)
-        name, targets, predictions, classes = confusion
-        draw_confusion(right, targets, predictions, classes)
-        right.set_title(f"Confusion on the test images: {name}")
+        if metric.top is not None:
+            left.set_ylim(0, 1.02 * metric.top)
+            middle.set_ylim(0, 1.08 * metric.top)
+        else:
+            middle.margins(y=0.15)
+        if panel:
+            panel(right[0])
         figure.suptitle(title, fontweight="bold")
         figure.savefig(path, dpi=110)
 
@@ -135,8 +191,14 @@ def print_card(
     folder: Path,
     title: str,
     runs: Mapping[str, Sequence[Mapping]],
-    classes: Sequence[str],
+    classes: Sequence[str] = (),
     notes: Sequence[str] = (),
+    *,
+    metric: Metric = ACCURACY,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    columns: Mapping[str, tuple[str, int]] | None = None,
+    unit: str = "images",
+    panel: Panel | None = None,
 ) -> None:
     """Print what a job came to, and save the picture of it as ``card.png`` in ``folder``.
 
@@ -144,55 +206,76 @@ def print_card(
         console: Where to print.
         folder: Folder of the job.
         title: What was done, in a few words.
-        runs: Results by strategy, one for each seed: ``accuracy`` on the test images in percent (``None`` if
-            not measured), ``targets``, ``predictions``, ``seconds``, ``reason``, and ``history``, which is
-            empty if nothing was trained, or has the ``loss`` and ``accuracy`` of each epoch's validation.
-        classes: Class names by label.
+        runs: Results by strategy, one for each seed: the metric on the test data (``None`` if not measured),
+            ``seconds``, ``reason``, and ``history``, which is empty if nothing was trained, or has the ``loss``
+            and the metric of each epoch's validation. With ``classes`` also ``targets`` and ``predictions``.
+        classes: Class names by label, for a table of them and, without ``panel``, a confusion matrix.
         notes: Lines to print below the tables.
+        metric: What the runs are judged by.
+        pairs: Strategies to compare seed by seed; by default each with ``"scratch"``, and ``"discriminative"``
+            with ``"full"``. Names that did not run are left out.
+        columns: More columns: key in the results, and digits, by heading.
+        unit: What test samples are called.
+        panel: Draws the third panel of the picture.
     """
 
     def best_epoch(result: Mapping) -> Mapping:
         return min(result["history"], key=lambda epoch: epoch["loss"])
 
+    def column(some: Sequence[Mapping], key: str, digits: int) -> str:
+        values = [result[key] for result in some if result.get(key) is not None]
+        return f"{np.mean(values):,.{digits}f}" if values else "-"
+
+    key, digits = metric.key, metric.digits
     trained = {name: some for name, some in runs.items() if some[0]["history"]}
-    accuracies = {n: [r["accuracy"] for r in some] for n, some in runs.items() if some[0]["accuracy"] is not None}
+    values = {n: [r[key] for r in some] for n, some in runs.items() if some[0][key] is not None}
+    columns = {**(columns or {}), "seconds": ("seconds", 1)}
     rows = []
     for name, some in runs.items():
-        test = mean_spread(accuracies[name]) if name in accuracies else "n/a"
-        val = mean_spread([best_epoch(r)["accuracy"] for r in some]) if name in trained else "-"
-        rows.append((name, test, val, f"{np.mean([r['seconds'] for r in some]):.1f}", some[-1]["reason"]))
+        test = mean_spread(values[name], digits) if name in values else "n/a"
+        val = mean_spread([best_epoch(r)[key] for r in some], digits) if name in trained else "-"
+        rows.append((name, test, val, *(column(some, *one) for one in columns.values()), some[-1]["reason"]))
     several = len(some) > 1
     seeds = f"mean ± sd, {len(some)} seeds" if several else "one seed"
-    right = {"test %": "right", "validation %": "right", "seconds": "right"}
+    headings = [f"{part} {metric.unit}".strip() for part in ("test", "validation")]
+    right = dict.fromkeys([*headings, *columns], "right")
     stop = "why it stopped" + (" (last seed)" if several else "")
-    console.print(plain_table(f"{title}: accuracy, {seeds}", {"strategy": "left", **right, stop: "left"}, rows))
+    console.print(
+        plain_table(f"{title}: {metric.name}, {seeds}", {"strategy": "left", **right, stop: "left"}, rows)
+    )
 
-    best = min(trained, key=lambda name: sum(best_epoch(r)["loss"] for r in trained[name]))
-    targets, predictions = ([v for r in runs[best] for v in r[key]] for key in ("targets", "predictions"))
-    heading = f"{best}, the lowest validation loss: test images" + (" of all seeds" if several else "")
-    console.print(class_table(heading, targets, predictions, classes))
+    if classes:
+        best = min(trained, key=lambda name: sum(best_epoch(r)["loss"] for r in trained[name]))
+        targets, predictions = ([v for r in runs[best] for v in r[name]] for name in ("targets", "predictions"))
+        heading = f"{best}, the lowest validation loss: test {unit}" + (" of all seeds" if several else "")
+        console.print(class_table(heading, targets, predictions, classes, unit))
+        if panel is None:
 
-    pairs = [(name, "scratch") for name in trained if name != "scratch"] + [("discriminative", "full")]
+            def panel(axes: Axes) -> None:
+                draw_confusion(axes, targets, predictions, classes)
+                axes.set_title(f"Confusion on the test {unit}: {best}")
+
+    if pairs is None:
+        pairs = [(name, "scratch") for name in trained if name != "scratch"] + [("discriminative", "full")]
     for name, other in pairs:
-        if name in trained and other in trained:
-            console.print(paired_difference(name, accuracies[name], other, accuracies[other]))
+        if name in values and other in values:
+            console.print(paired_difference(name, values[name], other, values[other], metric))
     if several:
         settled = f"A difference smaller than its ± is not settled by {len(some)} seeds; each seed draws its own"
-        console.print(f"{settled} images, weights and order.", soft_wrap=True)
+        console.print(f"{settled} {unit}, weights and order.", soft_wrap=True)
     for note in notes:
         console.print(note, soft_wrap=True)
-    curves = {
-        name: [[epoch["accuracy"] for epoch in r["history"]] for r in some] for name, some in trained.items()
-    }
+    curves = {name: [[epoch[key] for epoch in r["history"]] for r in some] for name, some in trained.items()}
     picture = folder / "card.png"
-    save_picture(picture, title, curves, accuracies, (best, targets, predictions, classes))
+    save_picture(picture, title, curves, values, metric, panel)
     for line in (f"logs:     {folder}", f"picture:  {picture}", f"board:    uv run tensorboard --logdir {folder}"):
         console.print(line, soft_wrap=True)
 
 
-def one_run(name: str, result: Mapping) -> str:
-    """Return the line that a finished run leaves: name, test accuracy, seconds, and why it stopped."""
-    test = "n/a  " if result["accuracy"] is None else f"{result['accuracy']:5.1f} %"
+def one_run(name: str, result: Mapping, metric: Metric = ACCURACY) -> str:
+    """Return the line that a finished run leaves: name, test figure, seconds, and why it stopped."""
+    value, blank = result[metric.key], " " * (len(metric.unit) + bool(metric.unit))
+    test = f"{'n/a':<5}{blank}" if value is None else f"{value:5.{metric.digits}f} {metric.unit}".rstrip()
     return f"{name:<15} test {test}  {result['seconds']:6.1f} s  {result['reason']}"
 
 

@@ -3,7 +3,7 @@
 import os
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,7 @@ def make_loader(
     seed: tuple[int, int] | None = None,
     workers: int = 0,
     parallel: Parallel | None = None,
+    collate: Callable[[list], Any] | None = None,
 ) -> StatefulDataLoader:
     """Return a loader whose order, and whose samples, depend on nothing but ``seed``.
 
@@ -223,6 +224,7 @@ def make_loader(
         seed: Seed and epoch of a random order, or ``None`` for the order of ``data``.
         workers: Processes that load.
         parallel: This process among those that share the batches; by default each batch is whole.
+        collate: Makes a batch of a list of samples; by default tensors are stacked.
 
     Raises:
         InputError: If the smallest batch has fewer samples than there are processes.
@@ -242,5 +244,6 @@ def make_loader(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'set_vital' is deprecated")
         return StatefulDataLoader(
-            data, batch_sampler=batches, num_workers=workers, generator=generator, worker_init_fn=_set_apart
-        )
+            data, batch_sampler=batches, num_workers=workers, collate_fn=collate, generator=generator,
+            worker_init_fn=_set_apart,
+        )  # fmt: skip

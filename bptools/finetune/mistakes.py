@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .card import confusion_figure
+from .data import Splits
 from .evaluation import Evaluation
 
 
@@ -58,3 +60,9 @@ def mistakes_figure(data: Dataset, test: Evaluation, classes: Sequence[str], *, 
     which = f"the {len(chosen)} surest of {len(wrong)}" if len(wrong) > len(chosen) else f"all {len(wrong)}"
     figure.suptitle(f"Mistakes (true → predicted)\n{which}, in {len(test.targets)} images", fontsize=11)
     return figure
+
+
+def image_figures(splits: Splits, test: Evaluation) -> dict[str, Figure]:
+    """Return the pictures of a classifier of images on its test data: confusion matrix and worst mistakes."""
+    confusion = confusion_figure(test.targets, test.predictions, splits.classes)
+    return {"confusion matrix": confusion, "mistakes": mistakes_figure(splits.test, test, splits.classes)}

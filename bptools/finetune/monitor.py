@@ -26,10 +26,6 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
-from .card import confusion_figure
-from .data import Splits
-from .evaluation import Evaluation
-from .mistakes import mistakes_figure
 from .stepper import StepResult
 
 logger = logging.getLogger("bptools.finetune")
@@ -237,17 +233,25 @@ class Monitor:
         self._sums = dict.fromkeys(SUMS, 0.0)
         self._before = time.perf_counter()  # the validation was no training
 
-    def finish(self, settings: dict, test: Evaluation, splits: Splits) -> None:
-        """Log the settings, what the test came to, its confusion matrix and the worst mistakes; then close."""
+    def finish(
+        self, settings: dict, metrics: Mapping[str, float], figures: Mapping[str, Figure], **texts: str
+    ) -> None:
+        """Log the settings and what the test came to, in figures and pictures; then close.
+
+        Args:
+            settings: Of the run.
+            metrics: What was measured on the test data, by name.
+            figures: Pictures of it, such as :func:`bptools.finetune.image_figures` makes, by name.
+            texts: Words in Markdown, such as samples of what a model writes, by name.
+        """
         plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in settings.items()}
-        metrics = {"test/accuracy": test.accuracy, "test/loss": test.loss}
-        config = summary.text("config", f"```json\n{json.dumps(settings, indent=2, default=str)}\n```")
-        self._events.add(self.taken, config, *summary.hparams(plain, metrics))
+        metrics = {f"test/{name}": value for name, value in metrics.items()}
+        config = f"```json\n{json.dumps(settings, indent=2, default=str)}\n```"
+        self._events.add(self.taken, summary.text("config", config), *summary.hparams(plain, metrics))
         self._events.scalars(self.taken, metrics)
-        confusion = confusion_figure(test.targets, test.predictions, splits.classes)
-        self._events.figure(self.taken, "test/confusion matrix", confusion)
-        mistakes = mistakes_figure(splits.test, test, splits.classes)
-        self._events.figure(self.taken, "test/mistakes", mistakes)
+        for name, figure in figures.items():
+            self._events.figure(self.taken, f"test/{name}", figure)
+        self._events.add(self.taken, *(summary.text(f"test/{name}", text) for name, text in texts.items()))
         self.close()
 
     def clear(self) -> None:

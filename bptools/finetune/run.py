@@ -130,6 +130,7 @@ class Run:
         self.folder, self.stepper, self.loader = Path(folder), stepper, loader
         self.plan = [replace(phase, epochs=1) if trial else phase for phase in phases]
         self.head, self.accumulate, self.schedule, self.seed = head, accumulate, schedule, seed
+        self.bar = bar
         self.keep, self.save_every, self.trial = dict(keep or {}), save_every, trial
         self.interrupt, self.observe = interrupt, observe or (lambda event, run: None)
         self.model, self.optimizer, self.parallel = stepper.model, stepper.optimizer, stepper.parallel

@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from bptools.finetune.data import Splits
 from bptools.finetune.evaluation import Evaluation
+from bptools.finetune.mistakes import image_figures
 from bptools.finetune.monitor import Monitor
 from bptools.finetune.stepper import StepResult
 
@@ -21,7 +22,9 @@ GROUPS = [
 RESULT = StepResult(4.0, 2.0, 1.0, False, 10)
 DATA = TensorDataset(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 1, 0]))
 SPLITS = Splits(DATA, DATA, DATA, ("a", "b"))
+METRICS = {"accuracy": 75.0, "loss": 0.1}
 TEST = Evaluation(0.1, 75.0, [0, 1, 1, 0], [0, 1, 0, 0], [0.9] * 4)
+FIGURES = image_figures(SPLITS, TEST)
 
 
 def read(folder):
@@ -48,7 +51,7 @@ def test_logs_every_figure(tmp_path):
     assert monitor.mean_loss() == pytest.approx(2.0)  # by samples
     monitor.epoch(GROUPS, **{"val/loss": 0.5})
     assert monitor.mean_loss() == 0
-    monitor.finish({"lr": 0.1, "name": None}, TEST, SPLITS)
+    monitor.finish({"lr": 0.1, "name": None}, METRICS, FIGURES, samples="one, two")
     scalars, events = values(tmp_path), read(tmp_path)
     assert scalars["train/loss"] == [4.0, 1.0]
     assert scalars["train/mean loss"] == pytest.approx([2.0])
@@ -63,7 +66,7 @@ def test_logs_every_figure(tmp_path):
     assert 10 < events.Scalars("memory/peak MiB")[0].value < 1e6
     assert set(events.Tags()["images"]) == {"test/confusion matrix", "test/mistakes"}
     assert [(e.step, e.value) for e in events.Scalars("test/accuracy")] == [(2, 75.0)]
-    assert {"config/text_summary", "_hparams_/session_start_info"} <= {
+    assert {"config/text_summary", "test/samples/text_summary", "_hparams_/session_start_info"} <= {
         *events.Tags()["tensors"], *events.summary_metadata
     }  # fmt: skip
 
@@ -94,7 +97,7 @@ def train(monitor, steps):
 def test_a_killed_run_goes_on_without_gaps_or_doubles(tmp_path, saved):
     whole = Monitor(tmp_path / "whole", "run", 40, bar=False)
     train(whole, 7)
-    whole.finish({}, TEST, SPLITS)
+    whole.finish({}, METRICS, FIGURES)
     killed = Monitor(tmp_path / "killed", "run", 40, bar=False)
     state = train(killed, 5).get(saved)  # what was logged after it was not saved
     killed.close()
@@ -109,7 +112,7 @@ def test_a_killed_run_goes_on_without_gaps_or_doubles(tmp_path, saved):
     for monitor in (whole, resumed):
         left = monitor.state_dict()
         assert (left["step"], left["seen"], monitor.mean_loss()) == (7, 70, 6.0)
-    resumed.finish({}, TEST, SPLITS)
+    resumed.finish({}, METRICS, FIGURES)
     assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
 
 
@@ -138,7 +141,7 @@ def test_other_processes_write_and_show_nothing(tmp_path, capsys):
     monitor.epoch(GROUPS)
     monitor.step(RESULT, GROUPS)
     assert monitor.mean_loss() == 4.0
-    monitor.finish({}, TEST, SPLITS)
+    monitor.finish({}, METRICS, FIGURES)
     assert capsys.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
 
@@ -154,7 +157,7 @@ def small_files():
 def test_a_full_disk_costs_the_log_and_not_the_run(tmp_path, caplog, small_files):
     monitor = Monitor(tmp_path, "run", 4000, bar=False)
     train(monitor, 400)
-    monitor.finish({}, TEST, SPLITS)
+    monitor.finish({}, METRICS, FIGURES)
     assert monitor.taken == 400
     (record,) = caplog.records
     start = "TensorBoard's file cannot be written, training goes on without it: [Errno 27]"
@@ -166,7 +169,7 @@ def test_a_folder_that_cannot_be_made_costs_the_log_and_not_the_run(tmp_path, ca
     (tmp_path / "file").touch()
     monitor = Monitor(tmp_path / "file" / "log", "run", 40, bar=False)
     train(monitor, 4)
-    monitor.finish({}, TEST, SPLITS)
+    monitor.finish({}, METRICS, FIGURES)
     assert len(caplog.records) == 1
 
 

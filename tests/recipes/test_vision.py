@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.models import get_model
 
-from bptools.finetune import load_checkpoint, load_json
+from bptools.finetune import job, load_checkpoint, load_json
 from bptools.finetune.verify import StopAfter
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "vision.py"
@@ -96,7 +96,7 @@ def test_an_interrupted_job_ends_as_if_it_had_not_been(vision, finished, tmp_pat
     folder = tmp_path / "job"
     args = [*TINY, "--accumulate", "2", "--log-dir", str(folder)]
     for stop, last in ((60, "pretrain"), (105, "head"), (15, "discriminative"), (1, "discriminative")):
-        monkeypatch.setattr(vision.ft, "Interrupt", lambda stop=stop: Stop(stop))
+        monkeypatch.setattr(job, "Interrupt", lambda stop=stop: Stop(stop))
         assert vision.main(args) == 128 + signal.SIGINT
         torch.manual_seed(123)  # whatever the generators hold, the checkpoint's states count
         args = re.search(r"continue: uv run .* (--resume .*)", capsys.readouterr().out)[1].split()
@@ -120,7 +120,7 @@ def test_an_image_folder_with_augmentation_resumes_exactly(vision, images, tmp_p
               "--batch-size", "4", "--phases", "head:1", "layer4+head:1", "--workers", "0", "--amp", amp,
               "--device", "cpu"]  # fmt: skip
     assert vision.main([*common, "--log-dir", str(tmp_path / "a")]) == 0
-    monkeypatch.setattr(vision.ft, "Interrupt", lambda: Stop(5))
+    monkeypatch.setattr(job, "Interrupt", lambda: Stop(5))
     assert vision.main([*common, "--log-dir", str(tmp_path / "b")]) == 130
     monkeypatch.undo()
     assert vision.main(["--resume", str(tmp_path / "b")]) == 0
@@ -147,7 +147,7 @@ def test_an_image_folder_with_augmentation_resumes_exactly(vision, images, tmp_p
         (["--ema", "1"], "error: --ema: expected 0 to 0.99999, got 1.0"),
         (["--phases", "heed:3"], "error: --phases: 'heed' matches no parameter"),
         (["--strategy"], "--strategy"),
-        (["--data="], "error: --data: expected a folder"),
+        (["--data="], "error: --data: expected a file or folder"),
         (["--compare", "--data", "."], "error: --compare"),
         (["--resume", "/nowhere", "--lr", "1"], "leave out the other options"),
     ],
@@ -213,7 +213,7 @@ def test_ctrl_c_during_a_comparison_is_one_line(vision, tmp_path, monkeypatch, c
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vision, "train", interrupted)
+    monkeypatch.setattr(vision.ft, "make_stepper", interrupted)
     assert vision.main(["--compare", "--seeds", "1", "--device", "cpu", "--log-dir", str(tmp_path)]) == 130
     out, error = capsys.readouterr()
     assert error == "interrupted\n"
@@ -266,8 +266,8 @@ def test_the_whole_demonstration(tmp_path):
 
 def of(data, images):
     """Arguments for the demonstration, or for a folder of images."""
-    folder = ["--data", str(images), "--weights", str(images / "resnet18.pth"), "--size", "32", "--batch-size", "6",
-              "--workers", "0"]  # fmt: skip
+    folder = ["--data", str(images), "--weights", str(images / "resnet18.pth"), "--size", "32"]
+    folder += ["--batch-size", "6", "--workers", "0"]
     return [*(folder if data == "images" else ["--batch-size", "20"]), "--device", "cpu"]
 
 
