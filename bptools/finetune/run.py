@@ -260,18 +260,19 @@ class Run:
         last = min(len(loader), self.windows_per_epoch * self.accumulate)
         if self.batches == last:
             return
-        stream = iter(loader)
-        while self.batches < last:
+        stream, done = iter(loader), self.batches
+        while done < last:
             begun = time.perf_counter()
             try:
-                window = [next(stream) for _ in range(min(self.accumulate, last - self.batches))]
+                window = [next(stream) for _ in range(min(self.accumulate, last - done))]
             except Exception as error:
                 saved = self._save_before(error)
                 if isinstance(error, InputError) or "DataLoader worker" in str(error):
                     raise InputError(f"{one_line(error)}; {saved}") from error
                 raise
             self.wait = time.perf_counter() - begun
-            self._ahead = self.batches + len(window), loader.state_dict()
+            done += len(window)
+            self._ahead = done, loader.state_dict()
             yield window
 
     def step(self, window: Sequence[Batch]) -> StepResult:
