@@ -4,6 +4,9 @@ Phases are data, one step owns its order, a run goes on from where it was killed
 frozen. ``recipes/vision.py`` shows them at work.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from bptools.optim import parameter_depths
 
 from .adapters import (
@@ -42,7 +45,7 @@ from .checkpoint import (
 )
 from .command import exit_status, load_config, restarted
 from .corpus import byte_pairs, python_help, word_pieces
-from .data import Augmented, Splits, digits, image_folder, make_loader
+from .data import Augmented, Splits, make_loader
 from .devices import resolve_amp, resolve_device
 from .distributed import Parallel, job_time, parallel_from_env, shutdown, speaks
 from .ema import Ema
@@ -53,17 +56,6 @@ from .interrupt import Interrupt
 from .job import Dir, Recipe, Settings, TransferSettings, make_run, make_stepper, not_trained
 from .lr_search import RateFinder, RateFinding, RateFound, lr_find
 from .mistakes import image_figures, mistakes_figure
-from .models import (
-    Classifier,
-    check_model,
-    find_head,
-    input_format,
-    replace_head,
-    resolve_weights,
-    small_classifier,
-    small_cnn,
-    torchvision_classifier,
-)
 from .monitor import Monitor
 from .phases import (
     Phase,
@@ -87,6 +79,35 @@ from .sharded import ShardedStore
 from .stepper import Stepper, StepResult
 from .stopping import EarlyStopping
 from .verify import dry_run, verify, verify_kind
+
+if TYPE_CHECKING:
+    from .images import digits, image_folder
+    from .models import (
+        Classifier,
+        check_model,
+        find_head,
+        input_format,
+        replace_head,
+        resolve_weights,
+        small_classifier,
+        small_cnn,
+        torchvision_classifier,
+    )
+
+# Their modules import torchvision, which takes longer than all the rest.
+_IMAGES = ("digits", "image_folder")
+_MODELS = (
+    "Classifier", "check_model", "find_head", "input_format", "replace_head", "resolve_weights",
+    "small_classifier", "small_cnn", "torchvision_classifier",
+)  # fmt: skip
+_LAZY = dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
 
 __all__ = [
     "ACCURACY",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,6 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import nn
-from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from bptools.functional._checks import is_int
 from bptools.nn import NF4Linear, revert, to_nf4
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["lora", "dora", "qlora", "prompt", "prefix"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# They read the weights of their linear layers, and never call the layers.
-BYPASSING = (nn.MultiheadAttention, ShiftedWindowAttention)
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
@@ -307,11 +305,17 @@ def _task(model: nn.Module, kind: str) -> str:
     return task
 
 
+def _reads_weights(module: nn.Module) -> bool:
+    """Whether ``module`` reads the weights of its linear layers, and never calls the layers."""
+    swin = sys.modules.get("torchvision.models.swin_transformer")  # absent where no model of it can be
+    return isinstance(module, (nn.MultiheadAttention, *([swin.ShiftedWindowAttention] if swin else [])))
+
+
 def _layers(model: nn.Module, kind: str, heads: Sequence[str]) -> dict[str, nn.Module]:
     """The layers outside of heads that peft adapts exactly, by name."""
     from transformers.pytorch_utils import Conv1D
 
-    around = [name for name, module in model.named_modules() if isinstance(module, BYPASSING)]
+    around = [name for name, module in model.named_modules() if _reads_weights(module)]
     out = tuple(f"{name}." for name in (*around, *heads))
     layers = {}
     for name, module in model.named_modules():

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 # Okabe and Ito's palette, which holds up under colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -76,6 +75,8 @@ def class_table(
     title: str, targets: Sequence[int], predictions: Sequence[int], classes: Sequence[str], unit: str = "images"
 ) -> Table:
     """Return precision, recall and F1 in percent, and the number of samples, for each class."""
+    from sklearn.metrics import precision_recall_fscore_support  # takes seconds to import
+
     scores = precision_recall_fscore_support(targets, predictions, labels=range(len(classes)), zero_division=0.0)
     rows = [
         (name, *(f"{100 * score[i]:.1f}" for score in scores[:3]), scores[3][i]) for i, name in enumerate(classes)
@@ -86,6 +87,8 @@ def class_table(
 
 def draw_confusion(axes: Axes, targets: Sequence[int], predictions: Sequence[int], classes: Sequence[str]) -> None:
     """Draw the confusion matrix in percent of each true class, with numbers where they fit."""
+    from sklearn.metrics import confusion_matrix
+
     counts = confusion_matrix(targets, predictions, labels=range(len(classes)))
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)

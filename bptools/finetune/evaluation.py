@@ -1,12 +1,14 @@
 """Measuring a classifier on a data set."""
 
+from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from .batches import Batch, to_device
 from .data import make_loader
 
 
@@ -20,6 +22,12 @@ class Evaluation(NamedTuple):
     confidences: list[float]
 
 
+def outputs_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return logits and labels of a batch of inputs and labels."""
+    inputs, labels = batch
+    return model(inputs), labels
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -29,16 +37,20 @@ def evaluate(
     batch_size: int = 256,
     workers: int = 0,
     limit: int | None = None,
+    collate: Callable[[list], Any] | None = None,
+    outputs: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]] = outputs_of,
 ) -> Evaluation:
     """Run ``model`` in evaluation mode over ``data``, without mixed precision; it stays in that mode.
 
     Args:
         model: Maps inputs ``(n, ...)`` to logits ``(n, classes)``.
-        data: Samples of an input and a label; at least one.
+        data: Samples of an input and a label, or of what ``collate`` takes; at least one.
         device: Where the model is.
         batch_size: Largest batch.
         workers: Processes that load.
         limit: For a trial, the most batches that are looked at.
+        collate: As for :func:`bptools.finetune.make_loader`.
+        outputs: Returns the logits and the labels of a batch on ``device``.
     """
     if not len(data):
         raise ValueError("data: expected at least one sample, got none")
@@ -46,8 +58,9 @@ def evaluate(
         raise ValueError(f"limit: expected at least 1 batch or None, got {limit}")
     model.eval()
     loss, targets, predictions, confidences = 0.0, [], [], []
-    for inputs, labels in islice(make_loader(data, batch_size, workers=workers), limit):
-        logits = model(inputs.to(device)).float().cpu()  # (n, classes)
+    for batch in islice(make_loader(data, batch_size, workers=workers, collate=collate), limit):
+        logits, labels = (t.cpu() for t in outputs(model, to_device(batch, torch.device(device))))
+        logits = logits.float()  # (n, classes)
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         targets += labels.tolist()
         predictions += logits.argmax(1).tolist()
