@@ -18,7 +18,7 @@ from .adapters import (
     trainable_share,
     unfuse_lora,
 )
-from .batches import count_samples, count_tokens, split_batch, supervised, windows
+from .batches import count_samples, count_tokens, split_batch, supervised, to_device, windows
 from .card import (
     ACCURACY,
     Metric,
@@ -49,6 +49,18 @@ from .data import Augmented, Splits, make_loader
 from .devices import resolve_amp, resolve_device
 from .distributed import Parallel, job_time, parallel_from_env, shutdown, speaks
 from .ema import Ema
+from .encoders import (
+    MaskedBlocks,
+    Pad,
+    TextClassifier,
+    check_encoder,
+    head_names,
+    labelled_loss,
+    labelled_outputs,
+    load_pretrained,
+    masked_loss,
+    small_encoder,
+)
 from .errors import InputError, expect_positive, one_line
 from .evaluation import Evaluation, evaluate
 from .export import export, load_adapter, save_adapter, whole_folder
@@ -78,6 +90,17 @@ from .settings import check_settings
 from .sharded import ShardedStore
 from .stepper import Stepper, StepResult
 from .stopping import EarlyStopping
+from .text import (
+    Texts,
+    TextSplits,
+    TokenisedTexts,
+    draw_texts,
+    macro_f1,
+    read_texts,
+    text_baseline,
+    text_folder,
+    text_mistakes,
+)
 from .verify import dry_run, verify, verify_kind
 
 if TYPE_CHECKING:
@@ -122,8 +145,10 @@ __all__ = [
     "FileStore",
     "InputError",
     "Interrupt",
+    "MaskedBlocks",
     "Metric",
     "Monitor",
+    "Pad",
     "Parallel",
     "Phase",
     "RateFinder",
@@ -137,9 +162,14 @@ __all__ = [
     "StepResult",
     "Stepper",
     "Stopped",
+    "TextClassifier",
+    "TextSplits",
+    "Texts",
+    "TokenisedTexts",
     "TransferSettings",
     "add_adapter",
     "byte_pairs",
+    "check_encoder",
     "check_model",
     "check_optimizer",
     "check_settings",
@@ -149,6 +179,7 @@ __all__ = [
     "count_tokens",
     "digits",
     "draw",
+    "draw_texts",
     "dry_run",
     "enter_phase",
     "evaluate",
@@ -158,22 +189,28 @@ __all__ = [
     "find_head",
     "fuse_lora",
     "gradual_phases",
+    "head_names",
     "holds_run",
     "image_figures",
     "image_folder",
     "input_format",
     "job_time",
+    "labelled_loss",
+    "labelled_outputs",
     "load_adapter",
     "load_checkpoint",
     "load_config",
     "load_json",
+    "load_pretrained",
     "load_weights",
     "lr_find",
+    "macro_f1",
     "make_folder",
     "make_loader",
     "make_run",
     "make_schedule",
     "make_stepper",
+    "masked_loss",
     "merge_adapter",
     "mistakes_figure",
     "needs_redraw",
@@ -189,6 +226,7 @@ __all__ = [
     "print_comparison",
     "python_help",
     "random_state",
+    "read_texts",
     "replace_head",
     "resolve_amp",
     "resolve_device",
@@ -205,11 +243,16 @@ __all__ = [
     "shutdown",
     "small_classifier",
     "small_cnn",
+    "small_encoder",
     "speaks",
     "split_batch",
     "strategy_phases",
     "supervised",
+    "text_baseline",
+    "text_folder",
+    "text_mistakes",
     "tied_parameters",
+    "to_device",
     "torchvision_classifier",
     "trainability_report",
     "trainable_share",
