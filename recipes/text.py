@@ -225,8 +225,10 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
             "one pretraining and the same test messages for all seeds; none of these is in the pretraining"
         )
     title = f"{cfg.data or 'chat messages'}, {cfg.label_column}, {cfg.model}"
-    columns = {"macro F1": ("f1", 1)}
-    ft.print_card(RECIPE.console, folder, title, runs, splits.classes, notes, columns=columns, unit="texts")
+    columns, drawn = {"macro F1": ("f1", 1)}, "texts, weights and order"
+    ft.print_card(
+        RECIPE.console, folder, title, runs, splits.classes, notes, columns=columns, unit="texts", drawn=drawn
+    )
 
 
 RECIPE = ft.Recipe(
