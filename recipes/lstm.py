@@ -1,9 +1,9 @@
 """Train a recurrent language model by truncated backpropagation through time.
 
 The text is cut into parallel streams, and each batch is the next chunk of all. The state is carried from chunk to
-chunk; gradients are not. A step of a plain recurrence multiplies the gradient by the same matrix again and again, so
-that it vanishes or explodes: without clipping, a rate that is right with it throws the weights far away. The gates of
-an LSTM are the other cure.
+chunk; gradients are not. A step of a plain recurrence multiplies the gradient by the same matrix again and again,
+so that it vanishes or explodes: without clipping, a rate that is right with it throws the weights far away. The
+gates of an LSTM are the other cure.
 
     uv run recipes/lstm.py                                      the demonstration: Python's help, by bytes
     uv run recipes/lstm.py --data FILE.txt --vocabulary 4000 --width 512 --layers 2 --dropout 0.3 --epochs 20
@@ -13,8 +13,9 @@ an LSTM are the other cure.
     uv run torchrun --nproc-per-node 2 recipes/lstm.py          each process has half of the streams
 
 Strategies: "carried"; "reset", where each chunk begins at a zero state; "plain", a recurrence without gates; and
-"unclipped", the same without clipping. N-grams are beside them, with Kneser-Ney smoothing. Recurrence and embedding are bptools' ops, and the head with its loss is
-bptools.functional.linear_cross_entropy, which never holds the logits.
+"unclipped", the same without clipping. N-grams with Kneser-Ney smoothing are beside them. Recurrence and embedding
+are bptools' ops, and the head with its loss is bptools.functional.linear_cross_entropy, which never holds the
+logits.
 """
 
 import math

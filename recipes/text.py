@@ -7,6 +7,7 @@ weights, and beside logistic regression over runs of characters, which is hard t
 
     uv run recipes/text.py                                      the demonstration
     uv run recipes/text.py --label-column sentiment
+    uv run recipes/text.py --model DIR --epochs 10 --lr 2e-4    the same from weights that somebody has trained
     uv run recipes/text.py --data FILE.csv --model distilbert-base-multilingual-cased
     uv run recipes/text.py --data DIR --model DIR --strategy lora --head mlp --pool mean
     uv run recipes/text.py --resume runs/text/TIME              after Ctrl-C, a crash or kill -9
@@ -81,12 +82,12 @@ PEERS = {"majority": "always the most frequent class", "n-grams": "logistic regr
 def resolve(cfg: Config) -> Config:
     """Refuse what cannot be, before any file is written."""
     ft.check_settings(cfg, LIMITS)
-    if cfg.data is None and cfg.model != "small":
-        raise ft.InputError(f"--model {cfg.model}: name the texts to train on with --data")
+    if cfg.data is not None and cfg.model == "small":
+        raise ft.InputError("--model small is the demonstration's; name a folder or a model on the hub")
     if cfg.parallel == "fsdp" and "lora" in cfg.strategy:
         raise ft.InputError("--strategy lora: expected --parallel ddp or none, as adapters are small, got fsdp")
     splits = read_data(cfg, cfg.seed)
-    model, tokenizer = build(cfg, splits.classes, Path(), pretrained=cfg.data is not None)
+    model, tokenizer = build(cfg, splits.classes, Path(), pretrained=cfg.model != "small")
     ft.check_encoder(model, tokenizer(splits.train.texts[0], return_tensors="pt"), cfg.length, cfg.phases)
     return cfg
 
@@ -115,7 +116,7 @@ def build(cfg: Config, classes: Sequence[str], folder: Path, pretrained: bool) -
     """Return the classifier, with the weights of --model or of the encoder in ``folder``, and its tokenizer."""
     auto = AutoModelForSequenceClassification if cfg.head == "own" else AutoModel
     names = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
-    source = cfg.model if cfg.data else str(folder) if pretrained else None
+    source = cfg.model if cfg.model != "small" else str(folder) if pretrained else None
     if source:
         model, tokenizer = ft.load_pretrained(auto, source, **names)
         if not pretrained:
@@ -213,7 +214,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
 
 def before(cfg: Config, seed: int) -> tuple[str, ...]:
     """Return what others begin from: one encoder for all seeds, which no hub has."""
-    return ("pretrain",) if cfg.data is None and seed == cfg.seed else ()
+    return ("pretrain",) if cfg.model == "small" and seed == cfg.seed else ()
 
 
 def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
