@@ -266,7 +266,8 @@ def compare(cfg: Config, parallel: ft.Parallel) -> int | None:
 
 
 RECIPE = ft.Recipe(
-    __file__, __doc__, Config(), resolve, train, card, before, also=lambda cfg: ("zero-shot",),
+    __file__, __doc__, Config(), resolve, train, card, before,
+    also=lambda cfg: () if cfg.positive else ("zero-shot",),
     real={"--data": FOLDER_DEFAULTS, "--positive": SCREENING}, special=compare,
 )  # fmt: skip
 

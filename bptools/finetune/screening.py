@@ -289,6 +289,7 @@ def print_screening(
     classes: Sequence[str],
     sensitivity: float = 0.0,
     *,
+    draws: int = 1000,
     seed: int = 0,
 ) -> None:
     """Print the report of the strategy with the lowest validation loss, and save its pictures, ``screening.png``.
@@ -297,16 +298,17 @@ def print_screening(
         console: Where to print.
         folder: Of the job.
         title: Of the picture.
-        runs: Results by strategy, one for each seed, with the fields of :class:`Evaluation` on the test data, those
-            of :class:`Rule`, and :func:`measures`.
+        runs: Results by strategy, one for each seed, with the fields of :class:`Evaluation` on the test data, of
+            :class:`Rule`, and of :func:`measures`.
         classes: Names of the two, the positive one last.
         sensitivity: What the threshold was chosen by; see :func:`fit_threshold`.
+        draws: Of the bootstrap.
         seed: Of the bootstrap.
     """
     best = best_strategy(runs)
     first = runs[best][0]
     rule, args = Rule(first["threshold"], first["temperature"]), (first["targets"], first["log_odds"])
-    intervals = bootstrap(*args, rule, seed=seed)
+    intervals = bootstrap(*args, rule, draws=draws, seed=seed)
     console.print(screening_table(f"{best}: test, to find {classes[1]!r}", runs[best], intervals))
     wanted = f"to find {100 * sensitivity:g} % there" if sensitivity else "by Youden's index"
     positive, count = sum(first["targets"]), len(first["targets"])
