@@ -22,6 +22,8 @@ from .batches import count_samples, count_tokens, split_batch, supervised, to_de
 from .card import (
     ACCURACY,
     Metric,
+    best_seed,
+    best_strategy,
     class_table,
     confusion_figure,
     one_run,
@@ -45,7 +47,8 @@ from .checkpoint import (
 )
 from .command import exit_status, load_config, restarted
 from .corpus import byte_pairs, python_help, word_pieces
-from .data import Augmented, Splits, make_loader
+from .data import Augmented, Mixed, Splits, make_loader
+from .deploy import check_export, deploy
 from .devices import resolve_amp, resolve_device
 from .distributed import Parallel, job_time, parallel_from_env, shutdown, speaks
 from .ema import Ema
@@ -64,6 +67,7 @@ from .encoders import (
 from .errors import InputError, expect_positive, one_line
 from .evaluation import Evaluation, evaluate
 from .export import export, load_adapter, save_adapter, whole_folder
+from .imbalance import balanced_loss, class_weights, focal_cross_entropy, sample_weights
 from .interrupt import Interrupt
 from .job import Dir, Recipe, Settings, TransferSettings, make_run, make_stepper, not_trained
 from .language import (
@@ -95,6 +99,17 @@ from .phases import (
 from .report import trainability_report
 from .run import Run, Stopped
 from .schedule import SCHEDULES, make_schedule
+from .screening import (
+    AUC,
+    Rule,
+    area,
+    bootstrap,
+    fit_rule,
+    measures,
+    print_screening,
+    roc_panel,
+    screening_figures,
+)
 from .settings import check_settings
 from .sharded import ShardedStore
 from .stepper import Stepper, StepResult
@@ -113,7 +128,8 @@ from .text import (
 from .verify import dry_run, verify, verify_kind
 
 if TYPE_CHECKING:
-    from .images import digits, image_folder
+    from .augment import augmentation, mixing
+    from .images import digits, image_folder, labels_of
     from .models import (
         Classifier,
         check_model,
@@ -127,12 +143,13 @@ if TYPE_CHECKING:
     )
 
 # Their modules import torchvision, which takes longer than all the rest.
-_IMAGES = ("digits", "image_folder")
+_AUGMENT = ("augmentation", "mixing")
+_IMAGES = ("digits", "image_folder", "labels_of")
 _MODELS = (
     "Classifier", "check_model", "find_head", "input_format", "replace_head", "resolve_weights",
     "small_classifier", "small_cnn", "torchvision_classifier",
 )  # fmt: skip
-_LAZY = dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models")
+_LAZY = dict.fromkeys(_AUGMENT, "augment") | dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models")
 
 
 def __getattr__(name: str) -> Any:
@@ -143,6 +160,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "ACCURACY",
+    "AUC",
     "SCHEDULES",
     "Adapter",
     "Augmented",
@@ -156,6 +174,7 @@ __all__ = [
     "Interrupt",
     "MaskedBlocks",
     "Metric",
+    "Mixed",
     "Monitor",
     "NGrams",
     "Pad",
@@ -166,6 +185,7 @@ __all__ = [
     "RateFound",
     "Recipe",
     "RecurrentLanguageModel",
+    "Rule",
     "Run",
     "Settings",
     "ShardedStore",
@@ -180,17 +200,26 @@ __all__ = [
     "TokenisedTexts",
     "TransferSettings",
     "add_adapter",
+    "area",
+    "augmentation",
+    "balanced_loss",
+    "best_seed",
+    "best_strategy",
+    "bootstrap",
     "byte_pairs",
     "carried_loss",
     "check_encoder",
+    "check_export",
     "check_model",
     "check_optimizer",
     "check_settings",
     "class_table",
+    "class_weights",
     "confusion_figure",
     "continue_text",
     "count_samples",
     "count_tokens",
+    "deploy",
     "digits",
     "draw",
     "draw_texts",
@@ -201,6 +230,8 @@ __all__ = [
     "expect_positive",
     "export",
     "find_head",
+    "fit_rule",
+    "focal_cross_entropy",
     "fuse_lora",
     "gradual_phases",
     "head_names",
@@ -211,6 +242,7 @@ __all__ = [
     "job_time",
     "labelled_loss",
     "labelled_outputs",
+    "labels_of",
     "load_adapter",
     "load_checkpoint",
     "load_config",
@@ -225,8 +257,10 @@ __all__ = [
     "make_schedule",
     "make_stepper",
     "masked_loss",
+    "measures",
     "merge_adapter",
     "mistakes_figure",
+    "mixing",
     "needs_redraw",
     "not_trained",
     "one_line",
@@ -238,6 +272,7 @@ __all__ = [
     "plain_table",
     "print_card",
     "print_comparison",
+    "print_screening",
     "python_help",
     "random_state",
     "read_text",
@@ -247,9 +282,12 @@ __all__ = [
     "resolve_device",
     "resolve_weights",
     "restarted",
+    "roc_panel",
+    "sample_weights",
     "save_adapter",
     "save_checkpoint",
     "save_json",
+    "screening_figures",
     "set_modes",
     "set_random_state",
     "set_rates",
