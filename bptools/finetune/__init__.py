@@ -123,7 +123,13 @@ _MODELS = (
     "Classifier", "check_model", "find_head", "input_format", "replace_head", "resolve_weights",
     "small_classifier", "small_cnn", "torchvision_classifier",
 )  # fmt: skip
-_LAZY = dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models")
+_CAUSAL = (
+    "CausalBatch", "Documents", "Footprint", "TEMPLATE", "TokenRows", "causal_loss", "causal_scores", "chat_tokenizer",
+    "check_packing",
+    "complete", "document_folder", "footprint", "labelled_chats", "load_causal", "merged_difference", "samples_text", "small_causal",
+    "tokenise",
+)  # fmt: skip
+_LAZY = dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models") | dict.fromkeys(_CAUSAL, "causal")
 
 
 def __getattr__(name: str) -> Any:
