@@ -25,7 +25,7 @@ import bptools.nn
 from bptools import memory
 from bptools.functional import cross_entropy, linear_cross_entropy
 
-from .adapters import merge_adapter
+from .adapters import merge_adapter, tied_parameters
 from .batches import Batch, LossFn, to_device
 from .corpus import byte_pairs
 from .data import make_loader
@@ -657,3 +657,40 @@ def merged_difference(model: nn.Module, batch: Batch) -> float:
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     merged, logits = merge_adapter(model.eval())(**inputs).logits.double(), model(**inputs).logits.double()
     return float((merged - logits).norm() / logits.norm())
+
+
+def output_name(model: nn.Module) -> str:
+    """Return the name of the output layer.
+
+    Raises:
+        InputError: If it shares its weight with the embedding, which would learn along.
+    """
+    output = model.get_output_embeddings()
+    name = next(name for name, module in model.named_modules() if module is output)
+    tied = next((names for names in tied_parameters(model) if f"{name}.weight" in names), None)
+    if tied:
+        other = next(n for n in tied if n != f"{name}.weight")
+        raise InputError(f"--strategy head: {name}.weight and {other} are one tensor; use full or lora")
+    return name
+
+
+@torch.no_grad()
+def prompt_from_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """Let a soft prompt begin from the embeddings of a text, repeated or cut to its length, in place.
+
+    Source: Lester et al., arXiv 2104.08691.
+
+    Args:
+        model: With an adapter of kind ``"prompt"``.
+        tokenizer: Its tokenizer.
+        text: At least one token.
+
+    Raises:
+        InputError: If the text is empty.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise InputError("--text: expected words, got none")
+    prompt = model.prompt_encoder[model.active_adapter].embedding.weight
+    words = model.get_input_embeddings().weight[[ids[i % len(ids)] for i in range(len(prompt))]]
+    prompt.copy_(words)
