@@ -12,12 +12,12 @@ share a row, and none sees another. The card has loss, share of parameters, memo
     uv run recipes/lora.py --verify                             prove these settings, and your edits, in seconds
     uv run torchrun --nproc-per-node 2 recipes/lora.py          several processes
 
-FILE.jsonl has {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]} or {"text": ...} in each
-line; FILE.txt has texts between empty lines; DIR holds train and val (and test) of these. Each run leaves "model",
-a folder for from_pretrained with the adapter merged, and "adapter", for ft.load_adapter or peft.
+FILE.jsonl has in each line {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]} or
+{"text": ...}; FILE.txt has texts between empty lines; DIR holds train and val (and test) of these. Each run leaves
+"model", a folder for from_pretrained with the adapter merged, and "adapter", for ft.load_adapter or peft.
 
-Layers are bptools.nn's (ft.load_causal converts the model), LoRA's linear ones run bptools.functional.lora_linear,
-4-bit ones bptools.nn.NF4Linear, and head and loss are one, bptools.functional.linear_cross_entropy, without logits.
+Layers are bptools.nn's (ft.load_causal converts the model), LoRA's run bptools.functional.lora_linear, 4-bit ones
+are bptools.nn.NF4Linear, and head and loss are one, bptools.functional.linear_cross_entropy, without logits.
 """
 
 import sys
@@ -45,9 +45,9 @@ class Config(ft.Settings):
     data: ft.Dir = None
     """File or folder of texts or conversations; without it, Python's help and chat messages."""
     model: Annotated[str, tyro.conf.arg(metavar="FOLDER|NAME")] = "small"
-    """Folder of a causal language model, or its name on the hub; "small": two layers of Llama, made here."""
+    """Folder of a causal language model, or its name on the hub; "small": one layer of Llama, made here."""
     strategy: Annotated[tuple[Strategy, ...], tyro.conf.arg(metavar="NAME ...")] = get_args(Strategy)
-    """Runs: scratch (from random weights), lora, dora, qlora (an adapter, merged at the end), full (all weights)."""
+    """Runs: scratch (from random weights), lora, dora, qlora (adapters, merged at the end), full (all weights)."""
     rank: int = 8
     """Rank of the adapters."""
     alpha: float = 16.0
@@ -56,14 +56,17 @@ class Config(ft.Settings):
     """Dropout of the adapters' input."""
     targets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Layers to adapt, such as q_proj v_proj; by default every linear one but the head."""
-    epochs: int = 12
+    epochs: int = 25
     batch_size: int = 8
     """Rows per batch, of all processes together."""
-    lr: float = 1e-2
+    lr: float = 5e-3
     """Peak learning rate of adapters."""
-    full_lr: float = 2e-3
-    """Peak learning rate of scratch and full."""
+    full_lr: float = 5e-4
+    """Peak learning rate of all weights."""
+    scratch_lr: float = 2e-3
+    """Peak learning rate of all weights where they begin at random."""
     weight_decay: float = 0.3
+    patience: int = 6
     length: int = 128
     """Tokens of a row; longer texts are parted, and longer conversations cut."""
     pack: bool = True
@@ -76,10 +79,12 @@ class Config(ft.Settings):
     """Epochs of pretraining in the demonstration."""
 
 
-REAL = Config(model="HuggingFaceTB/SmolLM2-135M-Instruct", strategy=("lora",), epochs=2, batch_size=4, accumulate=4,
-              lr=2e-4, full_lr=2e-5, length=1024, seeds=1)  # fmt: skip
-LIMITS = {"holdout": (0.001, 0.999), "length": (8, 1_000_000), "pretrain_epochs": (1, 10_000), "dropout": (0, 0.99),
-          "full_lr": (1e-12, 100), "alpha": (1e-9, 1e9), "shown": (0, 1000)}  # fmt: skip
+REAL = Config(model="HuggingFaceTB/SmolLM2-135M-Instruct", strategy=("lora",), epochs=2, batch_size=4,
+              accumulate=4, lr=2e-4, full_lr=2e-5, scratch_lr=3e-4, weight_decay=0.0, patience=0, length=1024,
+              seeds=1)  # fmt: skip
+LIMITS = {"holdout": (0.001, 0.999), "length": (8, 1_000_000), "pretrain_epochs": (1, 10_000),
+          "dropout": (0, 0.99), "full_lr": (1e-12, 100), "scratch_lr": (1e-12, 100), "alpha": (1e-9, 1e9),
+          "shown": (0, 1000)}  # fmt: skip
 LOSS = ft.Metric("loss", "loss per token", "nats", 3, higher=False, top=None)
 
 
@@ -113,7 +118,7 @@ def read_data(cfg: Config, seed: int) -> ft.Documents:
 
 @lru_cache(1)
 def pretraining_data(cfg: Config) -> ft.Documents:
-    """Return what the small model is pretrained on: a quarter of Python's help, and more conversations, ten times."""
+    """Return what to pretrain on: a quarter of Python's help, and other conversations, ten times."""
     texts, chats = ft.python_help()[::4], read_data(cfg, cfg.seed).more
     held = (*texts[::20], *chats[::20])
     kept, known = ([one for i, one in enumerate(some) if i % 20] for some in (texts, chats))
@@ -159,7 +164,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
     rows = ft.TokenRows(learned, cfg.length if cfg.pack else None)
     example = collate([rows[0]])
     loss = ft.causal_loss(model, example)
-    rate = cfg.lr if name in ADAPTERS else cfg.full_lr
+    rate = cfg.lr if name in ADAPTERS else cfg.full_lr if name == "full" else cfg.scratch_lr
     own = replace(cfg, lr=rate)
     depths = dict.fromkeys((n for n, _ in model.named_parameters()), 0)  # one rate for all
     stepper = ft.make_stepper(own, model, loss, depths, parallel, count=ft.count_tokens())
@@ -174,7 +179,9 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
                 scores = score(val)
                 run.validate(scores.loss, exact=scores.exact)
     run.load_best()
-    memory = ft.footprint(stepper, collate([rows[i] for i in range(min(cfg.batch_size, len(rows)))]), lean=cfg.lean)
+    memory = ft.footprint(
+        stepper, collate([rows[i] for i in range(min(cfg.batch_size, len(rows)))]), lean=cfg.lean
+    )
     results = score(test)._asdict() | {"memory": memory._asdict(), "total": sum(memory) / 2**20}
     share = ft.trainable_share(model)
     results |= {"share": 100 * share[0] / share[1], "written": [*map(write, shown)]}
@@ -203,7 +210,9 @@ def draw_memory(runs: dict[str, list], axes: Axes) -> None:
     bottom = [0.0] * len(trained)
     for part in ("weights", "gradients", "optimizer", "backward"):
         heights = [memory[part] / 2**20 for memory in trained.values()]
-        axes.bar(range(len(trained)), heights, bottom=bottom, label=part if part != "backward" else "kept for backward")
+        axes.bar(
+            range(len(trained)), heights, bottom=bottom, label=part if part != "backward" else "kept for backward"
+        )
         bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
     axes.set_xticks(range(len(trained)), list(trained), rotation=25, ha="right")
     axes.set(ylabel="MiB", title="Memory of a training step")
@@ -228,9 +237,18 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
         notes.append("{!r}: wanted {!r}, before {!r}, {} {!r}".format(*list(texts)[:3], last, new[:70]))
     columns = {
         "perplexity": ("perplexity", 2), "answers %": ("exact", 1), "trained %": ("share", 1),
-        "memory MiB": ("total", 1), 
+        "memory MiB": ("total", 1),
     }  # fmt: skip
-    pairs = [(a, b) for a, b in (("lora", "scratch"), ("full", "scratch"), ("lora", "full"), ("dora", "lora"), ("qlora", "lora"))]
+    pairs = [
+        (a, b)
+        for a, b in (
+            ("lora", "scratch"),
+            ("full", "scratch"),
+            ("lora", "full"),
+            ("dora", "lora"),
+            ("qlora", "lora"),
+        )
+    ]
     ft.print_card(
         RECIPE.console, folder, f"{cfg.data or 'chat messages'}, {cfg.model}", runs, notes=notes, metric=LOSS,
         pairs=pairs, columns=columns, unit="texts", panel=partial(draw_memory, runs),

@@ -7,13 +7,13 @@ and mood, then learns from few others to name them in another order. What trains
     uv run recipes/prompt.py                                     the demonstration, under three minutes on 2 cores
     uv run recipes/prompt.py --data FILE.jsonl --model FOLDER    a checkpoint that save_pretrained wrote
     uv run recipes/prompt.py --data DIR --model gpt2 --strategy prompt --tokens 50 --text "Answer in one line:"
-    uv run recipes/prompt.py --strategy prompt prefix --lr 0.1 --prefix-lr 0.03
+    uv run recipes/prompt.py --strategy prompt prefix --lr 0.3 --prefix-lr 0.03
     uv run recipes/prompt.py --resume runs/prompt/TIME           after Ctrl-C, a crash or kill -9
     uv run recipes/prompt.py --verify                            prove these settings, and your edits, in seconds
     uv run torchrun --nproc-per-node 2 recipes/prompt.py         several processes
 
-FILE.jsonl has {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]} or {"text": ...} in each
-line; FILE.txt has texts between empty lines; DIR holds train and val (and test) of these. A prompt is an input and
+FILE.jsonl has in each line {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]} or
+{"text": ...}; FILE.txt has texts between empty lines; DIR holds train and val (and test) of these. A prompt is an input and
 not a change of weights, so it cannot be merged: it is left in "adapter", for ft.load_adapter on the same model.
 
 Layers are bptools.nn's (ft.load_causal converts the model), LoRA's linear ones run bptools.functional.lora_linear,
@@ -21,6 +21,7 @@ and head and loss are one, bptools.functional.linear_cross_entropy, without logi
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -54,18 +55,23 @@ class Config(ft.Settings):
     """Words whose embeddings a prompt begins from, repeated or cut to --tokens; "": those of tokens at random."""
     rank: int = 4
     """Rank of the updates in "lora"."""
-    epochs: int = 15
+    epochs: int = 25
     batch_size: int = 16
     """Texts per batch, of all processes together."""
     lr: float = 0.1
     """Peak learning rate of a prompt."""
-    prefix_lr: float = 0.03
+    prefix_lr: float = 0.1
     """Peak learning rate of a prefix."""
-    lora_lr: float = 1e-2
+    lora_lr: float = 5e-3
     """Peak learning rate of "lora"."""
-    full_lr: float = 2e-3
-    """Peak learning rate of scratch, head and full."""
+    head_lr: float = 1e-2
+    """Peak learning rate of "head"."""
+    full_lr: float = 5e-4
+    """Peak learning rate of all weights."""
+    scratch_lr: float = 2e-3
+    """Peak learning rate of all weights where they begin at random."""
     weight_decay: float = 0.3
+    patience: int = 6
     length: int = 128
     """Tokens of a text; longer texts are parted, and longer conversations cut."""
     shown: int = 4
@@ -77,10 +83,12 @@ class Config(ft.Settings):
 
 
 REAL = Config(model="HuggingFaceTB/SmolLM2-135M-Instruct", strategy=("prompt", "lora"), text="", epochs=3, rank=8,
-              batch_size=4, accumulate=4, lora_lr=2e-4, full_lr=2e-5, weight_decay=0.0, length=1024, seeds=1)  # fmt: skip
+              batch_size=4, accumulate=4, lora_lr=2e-4, head_lr=2e-4, full_lr=2e-5, scratch_lr=3e-4,
+              weight_decay=0.0, patience=0, length=1024, seeds=1)  # fmt: skip
 RATES = (1e-12, 100)
 LIMITS = {"holdout": (0.001, 0.999), "length": (8, 1_000_000), "pretrain_epochs": (1, 10_000), "prefix_lr": RATES,
-          "lora_lr": RATES, "full_lr": RATES, "tokens": (1, 10_000), "shown": (0, 1000)}  # fmt: skip
+          "lora_lr": RATES, "head_lr": RATES, "full_lr": RATES, "scratch_lr": RATES, "tokens": (1, 10_000),
+          "shown": (0, 1000)}  # fmt: skip
 LOSS = ft.Metric("loss", "loss per token", "nats", 3, higher=False, top=None)
 
 
@@ -112,7 +120,7 @@ def read_data(cfg: Config, seed: int) -> ft.Documents:
 
 @lru_cache(1)
 def pretraining_data(cfg: Config) -> ft.Documents:
-    """Return what the small model is pretrained on: a quarter of Python's help, and more conversations, ten times."""
+    """Return what to pretrain on: a quarter of Python's help, and other conversations, ten times."""
     texts, chats = ft.python_help()[::4], read_data(cfg, cfg.seed).more
     held = (*texts[::20], *chats[::20])
     kept, known = ([one for i, one in enumerate(some) if i % 20] for some in (texts, chats))
@@ -133,11 +141,12 @@ def prepare(cfg: Config, name: str, model: Any, tokenizer: Any) -> tuple[Any, ft
         model = ft.add_adapter(model, ft.Adapter(name, rank=cfg.rank, tokens=cfg.tokens))
         if name == "prompt" and cfg.text:
             ft.prompt_from_text(model, tokenizer, cfg.text)
-    rate = {"prompt": cfg.lr, "prefix": cfg.prefix_lr, "lora": cfg.lora_lr}.get(name, cfg.full_lr)
-    trains = {"prompt": "prompt_encoder", "prefix": "prompt_encoder", "lora": "adapters", "head": "lm_head"}
+    rates = {"prompt": cfg.lr, "prefix": cfg.prefix_lr, "lora": cfg.lora_lr, "head": cfg.head_lr}
+    rates |= {"full": cfg.full_lr}
+    trains = {"prompt": "prompt_encoder", "prefix": "prompt_encoder", "lora": "adapters"}
     pattern = ft.output_name(model) if name == "head" else trains.get(name, "all")
     epochs = cfg.pretrain_epochs if name == "pretrain" else cfg.epochs
-    return model, ft.Phase((pattern,), epochs), rate
+    return model, ft.Phase((pattern,), epochs), rates.get(name, cfg.scratch_lr)
 
 
 def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path, **options: Any) -> dict:
@@ -145,6 +154,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
 
     ``options`` are those of :class:`bptools.finetune.Run` which say when to stop and who looks on.
     """
+    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)  # it is peft that gives it
     if cfg.data is None:
         torch.set_num_threads(1)  # tensors this small gain little from more, and the bits are the same anywhere
     documents = pretraining_data(cfg) if name == "pretrain" else read_data(cfg, seed)
@@ -207,7 +217,9 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     """Print what all runs came to."""
     notes = [f"texts: {read_data(cfg, cfg.seed).sizes()}; loss on the assistant's tokens, or on all of a text"]
     if cfg.data is None:
-        notes.append("one pretraining and the same test messages for all seeds; none of these is in the pretraining")
+        notes.append(
+            "one pretraining and the same test messages for all seeds; none of these is in the pretraining"
+        )
         notes.append("answers: topic and mood word for word, by greedy decoding; guessing has 5.6 %")
     if {"prompt", "prefix"} & set(cfg.strategy):
         notes.append("a prompt or prefix is an input, which no weight can take in: there is no merged model of it")

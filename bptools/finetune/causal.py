@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +45,8 @@ OPEN = 64  # rows that are looked at for room
 # For tokenizers without a template of their own; it needs no special token but the one that ends a text.
 TEMPLATE = (
     "{% for message in messages %}{{ '### ' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['content'] }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### assistant\\n' }}{% endif %}"
 )
 
@@ -377,7 +377,7 @@ def load_causal(name: str, *, pretrained: bool = True) -> tuple[PreTrainedModel,
         pretrained: Whether to have its weights, or random ones.
 
     Raises:
-        InputError: As :func:`bptools.finetune.load_pretrained` does; or if the weights are of another kind of model.
+        InputError: As :func:`bptools.finetune.load_pretrained` does; or if it is another kind of model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -481,7 +481,9 @@ def causal_loss(model: nn.Module, batch: Batch) -> LossFn:
         head.__class__ = LossHead
     try:
         with torch.no_grad():
-            plain = _logits_loss(model(**{n: v for n, v in batch.items() if n != "labels"}).logits, batch["labels"])
+            plain = _logits_loss(
+                model(**{n: v for n, v in batch.items() if n != "labels"}).logits, batch["labels"]
+            )
             try:
                 same = not heads or torch.allclose(loss(model, batch), plain, rtol=1e-4, atol=1e-4)
             except (RuntimeError, ValueError, TypeError, IndexError):  # it does something to logits
@@ -591,11 +593,15 @@ def complete(
         given, wanted = document[-2]["content"] if len(document) > 1 else "", document[-1]["content"]
         text = tokenizer.apply_chat_template(document[:-1], tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    inputs = torch.tensor([ids], device=next(model.parameters()).device)
     model.eval()
-    options = {"max_new_tokens": new, "do_sample": False, "pad_token_id": CausalBatch(tokenizer).pad}
-    out = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **options)
-    return given, wanted, tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+    start, device = len(ids), next(model.parameters()).device
+    # peft's generate loses a prefix, and repeats a prompt, where transformers calls the cache by its new name
+    for _ in range(new):
+        inputs = torch.tensor([ids], device=device)
+        ids.append(int(model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -1].argmax()))
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    return given, wanted, tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
 
 
 def samples_text(rows: Sequence[tuple[str, str, str]]) -> str:
