@@ -17,12 +17,13 @@ An epoch is some updates; a batch is what the policy of the moment plays, as the
 depends on the weights and on a seed of its own, drawn by run, epoch and index, so a resumed run plays the same.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Config(ft.Settings):
     """Runs, by baseline: none, mean (of the batch), learned (by a second network)."""
     epochs: int = 40
     """Most epochs of a run; it ends earlier at the goal."""
-    updates: int = 4
+    updates: int = 2
     """Batches in an epoch."""
     batch_size: int = 16
     """Episodes per batch, of all processes together; advantages are normalised over these."""
@@ -67,13 +68,13 @@ class Config(ft.Settings):
     """Episodes of the test, and of each validation; played by the likeliest actions."""
     lr: float = 1e-2
     weight_decay: float = 0.0
-    schedule: str = "constant"
-    amp: str = "off"
+    schedule: Literal["constant", "linear", "cosine", "one-cycle"] = "constant"
+    amp: Literal["auto", "bf16", "fp16", "off"] = "off"
 
 
 METRIC = ft.Metric("return", "return", "", top=None)
 EPISODES = ft.Metric("episodes", "episodes of training", "", digits=0, higher=False, top=None)
-LIMITS = {"discount": (0, 1), "entropy": (0, 100), "workers": (0, 0)}
+LIMITS = {"discount": (0, 1), "entropy": (0, 100), "workers": (0, 0), "batch_size": (2, math.inf)}
 
 
 def resolve(cfg: Config) -> Config:
@@ -92,22 +93,21 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
     torch.set_num_threads(1)  # tensors this small gain nothing from more
     arena = rollout.Arena(cfg.env, cfg.limit)
 
-    def build() -> rollout.Agent:
-        return rollout.Agent(arena.observations, arena.actions, cfg.hidden, name == "learned", bptools.nn)
+    own = range(seed * cfg.episodes, (seed + 1) * cfg.episodes)
 
     def score(first: int) -> dict[str, float]:
         """Play greedily, the processes sharing the episodes; return mean return and length."""
-        seeds = range(first + seed * cfg.episodes, first + (seed + 1) * cfg.episodes)
-        played = arena.play(player().policy, parallel.share(seeds), greedy=True)
+        played = arena.play(player().policy, [first + i for i in parallel.share(own)], greedy=True)
         sums = parallel.sum([sum(played.returns), sum(played.lengths)])
         return dict(zip(("return", "length"), (total / cfg.episodes for total in sums), strict=True))
 
     if name == "random":
-        played = arena.play(lambda seen: torch.zeros(len(seen), arena.actions), range(TEST, TEST + cfg.episodes))
+        played = arena.play(lambda seen: torch.zeros(len(seen), arena.actions), [TEST + i for i in own])
         return ft.not_trained(folder, "not trained", **{"return": float(np.mean(played.returns))})
 
-    agent, blank = build().to(parallel.device), build()
-    player = partial(rollout.in_double, agent, blank)
+    shape = arena.observations, arena.actions, cfg.hidden, name == "learned"
+    agent = rollout.Agent(*shape, bptools.nn).to(parallel.device)
+    player = partial(rollout.in_double, agent, rollout.Agent(*shape, torch.nn))  # plays, and learns nothing
     scale = sum(cfg.discount**t for t in range(cfg.limit))  # the critic's unit, so that its outputs are near 1
 
     def collate(seeds: list[int]) -> rollout.Batch:
