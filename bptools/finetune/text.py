@@ -151,10 +151,12 @@ def text_folder(
         seed: Draws what is set aside.
 
     Raises:
-        InputError: As :func:`read_texts` does; if there is one class only, a class has too few texts to split, or
-            a label of another part is not in the training part.
+        InputError: As :func:`read_texts` does; if there is nothing at ``path``, there is one class only, a class
+            has too few texts to split, or a label of another part is not in the training part.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(f"no such file or folder: {path}")
     if not path.is_dir():
         whole = read_texts(path, text_column, label_column)
         classes = _classes(path, whole)
