@@ -88,6 +88,7 @@ def load_pretrained(
         raise InputError(f"{option} {name}: its tokenizer has {len(tokenizer)} pieces, its model {size}")
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # by which a decoder's classifier finds the last token
     taken = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
@@ -137,14 +138,18 @@ class MaskedBlocks(Dataset):
         tokenizer: With a mask token.
         length: Word pieces in a block.
         share: Of the pieces that are to be guessed; special ones are never.
+
+    Raises:
+        InputError: If there are no texts.
     """
 
     def __init__(
         self, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int = 64, share: float = 0.15
     ):
-        ids = list(chain.from_iterable(tokenizer(list(texts), verbose=False)["input_ids"]))
-        if not ids:
+        texts = list(texts)
+        if not texts:
             raise InputError("texts: expected words to pretrain on, got none")
+        ids = list(chain.from_iterable(tokenizer(texts, verbose=False)["input_ids"]))
         whole = max(1, len(ids) // length) * length
         self.blocks = torch.tensor(ids[:whole]).view(-1, min(length, len(ids)))  # (n, length)
         self.mask, self.size, self.share = tokenizer.mask_token_id, len(tokenizer), share
