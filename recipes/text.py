@@ -7,6 +7,7 @@ weights, and beside logistic regression over runs of characters, which is hard t
 
     uv run recipes/text.py                                      the demonstration
     uv run recipes/text.py --label-column sentiment
+    uv run recipes/text.py --model DIR --epochs 10 --lr 2e-4    the same from weights that somebody has trained
     uv run recipes/text.py --data FILE.csv --model distilbert-base-multilingual-cased
     uv run recipes/text.py --data DIR --model DIR --strategy lora --head mlp --pool mean
     uv run recipes/text.py --resume runs/text/TIME              after Ctrl-C, a crash or kill -9
@@ -47,7 +48,7 @@ class Config(ft.TransferSettings):
     label_column: str = "intent"
     """Column of the class; the messages have intent and sentiment."""
     model: str = "small"
-    """"small", in the demonstration; with --data a folder that save_pretrained wrote, or a name on the hub."""
+    """"small", a folder that save_pretrained wrote, or a name on the hub."""
     head: Literal["own", "linear", "mlp"] = "own"
     """What comes on top of the encoder: what the model's class has, a linear layer, or two with a tanh between."""
     pool: Literal["first", "mean"] = "first"
@@ -82,14 +83,12 @@ PEERS = {"majority": "always the most frequent class", "n-grams": "logistic regr
 def resolve(cfg: Config) -> Config:
     """Refuse what cannot be, before any file is written."""
     ft.check_settings(cfg, LIMITS)
-    if cfg.data is None and cfg.model != "small":
-        raise ft.InputError(f"--model {cfg.model}: name the texts to train on with --data")
-    if cfg.data and cfg.model == "small":
-        raise ft.InputError("--model small: it is for the demonstration; name a folder, or a model on the hub")
+    if cfg.data is not None and cfg.model == "small":
+        raise ft.InputError("--model small is the demonstration's; name a folder or a model on the hub")
     if cfg.parallel == "fsdp" and "lora" in cfg.strategy:
         raise ft.InputError("--strategy lora: expected --parallel ddp or none, as adapters are small, got fsdp")
     splits = read_data(cfg, cfg.seed)
-    model, tokenizer = build(cfg, splits.classes, Path(), pretrained=cfg.data is not None)
+    model, tokenizer = build(cfg, splits.classes, Path(), pretrained=cfg.model != "small")
     ft.check_encoder(model, example(cfg, splits, tokenizer), cfg.length, cfg.phases)
     return cfg
 
@@ -118,7 +117,7 @@ def build(cfg: Config, classes: Sequence[str], folder: Path, pretrained: bool) -
     """Return the classifier, with the weights of --model or of the encoder in ``folder``, and its tokenizer."""
     auto = AutoModelForSequenceClassification if cfg.head == "own" else AutoModel
     names = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
-    source = cfg.model if cfg.data else str(folder) if pretrained else None
+    source = cfg.model if cfg.model != "small" else str(folder) if pretrained else None
     if source:
         model, tokenizer = ft.load_pretrained(auto, source, **names)
         if not pretrained:
@@ -223,7 +222,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
 
 def before(cfg: Config, seed: int) -> tuple[str, ...]:
     """Return what others begin from: one encoder for all seeds, which no hub has."""
-    return ("pretrain",) if cfg.data is None and seed == cfg.seed else ()
+    return ("pretrain",) if cfg.model == "small" and seed == cfg.seed else ()
 
 
 def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
@@ -235,8 +234,10 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
             "one pretraining and the same test messages for all seeds; none of these is in the pretraining"
         )
     title = f"{cfg.data or 'chat messages'}, {cfg.label_column}, {cfg.model}"
-    columns = {"macro F1": ("f1", 1)}
-    ft.print_card(RECIPE.console, folder, title, runs, splits.classes, notes, columns=columns, unit="texts")
+    columns, drawn = {"macro F1": ("f1", 1)}, "texts, weights and order"
+    ft.print_card(
+        RECIPE.console, folder, title, runs, splits.classes, notes, columns=columns, unit="texts", drawn=drawn
+    )
 
 
 RECIPE = ft.Recipe(

@@ -66,6 +66,15 @@ from .evaluation import Evaluation, evaluate
 from .export import export, load_adapter, save_adapter, whole_folder
 from .interrupt import Interrupt
 from .job import Dir, Recipe, Settings, TransferSettings, make_run, make_stepper, not_trained
+from .language import (
+    NGrams,
+    RecurrentLanguageModel,
+    Streams,
+    carried_loss,
+    continue_text,
+    read_text,
+    text_loss,
+)
 from .lr_search import RateFinder, RateFinding, RateFound, lr_find
 from .mistakes import image_figures, mistakes_figure
 from .monitor import Monitor
@@ -148,6 +157,7 @@ __all__ = [
     "MaskedBlocks",
     "Metric",
     "Monitor",
+    "NGrams",
     "Pad",
     "Parallel",
     "Phase",
@@ -155,6 +165,7 @@ __all__ = [
     "RateFinding",
     "RateFound",
     "Recipe",
+    "RecurrentLanguageModel",
     "Run",
     "Settings",
     "ShardedStore",
@@ -162,6 +173,7 @@ __all__ = [
     "StepResult",
     "Stepper",
     "Stopped",
+    "Streams",
     "TextClassifier",
     "TextSplits",
     "Texts",
@@ -169,12 +181,14 @@ __all__ = [
     "TransferSettings",
     "add_adapter",
     "byte_pairs",
+    "carried_loss",
     "check_encoder",
     "check_model",
     "check_optimizer",
     "check_settings",
     "class_table",
     "confusion_figure",
+    "continue_text",
     "count_samples",
     "count_tokens",
     "digits",
@@ -226,6 +240,7 @@ __all__ = [
     "print_comparison",
     "python_help",
     "random_state",
+    "read_text",
     "read_texts",
     "replace_head",
     "resolve_amp",
@@ -250,6 +265,7 @@ __all__ = [
     "supervised",
     "text_baseline",
     "text_folder",
+    "text_loss",
     "text_mistakes",
     "tied_parameters",
     "to_device",

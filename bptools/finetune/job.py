@@ -156,6 +156,7 @@ def make_run(
     seed: int,
     *,
     collate: Callable[[list], Any] | None = None,
+    shuffle: bool = True,
     **options: Any,
 ) -> Run:
     """Return the run of ``cfg`` in ``folder``, over ``data`` in an order that ``seed`` and the epoch draw.
@@ -168,13 +169,15 @@ def make_run(
         data: Training samples.
         seed: Of this run.
         collate: Makes a batch of a list of samples; by default tensors are stacked.
+        shuffle: Whether the order is drawn, in each epoch anew.
         options: More of :class:`bptools.finetune.Run`'s.
     """
     parallel = stepper.parallel
 
     def loader(epoch: int) -> Any:
+        order = (seed, epoch) if shuffle else None
         return make_loader(
-            data, cfg.batch_size, seed=(seed, epoch), workers=cfg.workers, parallel=parallel, collate=collate
+            data, cfg.batch_size, seed=order, workers=cfg.workers, parallel=parallel, collate=collate
         )
 
     bar = sys.stdout.isatty() and parallel.main
