@@ -76,6 +76,8 @@ def load_pretrained(
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
         raise InputError(f"{option} {name}: has no tokenizer that can be loaded: {one_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers 5 makes of a folder without its files
+        raise InputError(f"{option} {name}: has no tokenizer that can be loaded: it has special tokens only")
     inner, prefix = {name for name, _ in model.base_model.named_parameters()}, f"{model.base_model_prefix}."
     wrong = [key for key in info["missing_keys"] if ".pooler." not in f".{key}"]
     wrong += [key for key, *_ in info["mismatched_keys"]]

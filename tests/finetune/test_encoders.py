@@ -122,8 +122,9 @@ def test_a_head_of_another_size_is_drawn_anew(folders, tokenizer, tmp_path):
 def test_a_tokenizer_gives_only_what_the_model_takes(folders, tokenizer, tmp_path):
     folder = copy(folders / "distilbert", tmp_path / "one")
     plain = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]", mask_token="[MASK]"
-    )
+        tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
     assert "token_type_ids" in plain("ok")
     plain.save_pretrained(folder)
     _, loaded = load_pretrained(AutoModel, str(folder))
@@ -192,10 +193,10 @@ def add_pieces(folder):
         (spoil_weights, "cannot be loaded: "),
         (drop_weights, "cannot be loaded: "),
         (drop_tokenizer, "has no tokenizer that can be loaded: "),
-        (drop_layer, "its weights are not those of a BertModel: 4 of 37 tensors are missing or of another size"),
-        (change_size, "1 of 37 tensors are missing or of another size, such as embeddings.position_embeddings"),
+        (drop_layer, "its weights are not those of a BertModel: 4 of 39 tensors are missing or of another size"),
+        (change_size, "1 of 39 tensors are missing or of another size, such as embeddings.position_embeddings"),
         (other_kind, "its weights are not those of a DistilBertModel: "),
-        (add_pieces, "its tokenizer has 1"),
+        (add_pieces, "its tokenizer has 88 pieces, its model 80"),
     ],
 )
 def test_a_spoilt_folder_is_one_line_that_names_option_and_folder(folders, tmp_path, spoil, words, caplog):
@@ -203,9 +204,7 @@ def test_a_spoilt_folder_is_one_line_that_names_option_and_folder(folders, tmp_p
     spoil(folder)
     with pytest.raises(InputError) as error:
         load_pretrained(AutoModel, str(folder), option="--base")
-    assert str(error.value).startswith(
-        f"--base {folder}: {words}" if " of 37 " not in words else f"--base {folder}"
-    )
+    assert str(error.value).startswith(f"--base {folder}: ")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert not caplog.records
