@@ -201,6 +201,7 @@ def print_card(
     pairs: Sequence[tuple[str, str]] | None = None,
     columns: Mapping[str, tuple[str, int]] | None = None,
     unit: str = "images",
+    tables: Sequence[Table] = (),
     panel: Panel | None = None,
 ) -> None:
     """Print what a job came to, and save the picture of it as ``card.png`` in ``folder``.
@@ -219,6 +220,7 @@ def print_card(
             with ``"full"``. Names that did not run are left out.
         columns: More columns: key in the results, and digits, by heading.
         unit: What test samples are called.
+        tables: More tables, printed below the others.
         panel: Draws the third panel of the picture.
     """
 
@@ -258,6 +260,8 @@ def print_card(
                 draw_confusion(axes, targets, predictions, classes)
                 axes.set_title(f"Confusion on the test {unit}: {best}")
 
+    for table in tables:
+        console.print(table)
     if pairs is None:
         pairs = [(name, "scratch") for name in trained if name != "scratch"] + [("discriminative", "full")]
     for name, other in pairs:
