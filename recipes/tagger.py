@@ -1,9 +1,9 @@
-"""Fine-tune a tagger of words, such as one of names: any encoder of transformers, on files in the columns of CoNLL.
+"""Fine-tune a tagger of words, such as one of names: any encoder of transformers, on files in CoNLL's columns.
 
-Without --data it needs no network. The sentences are 264 in Hindi with names of persons, places and organisations,
-written for bptools; 60 of them are labelled. A small encoder learns, by guessing hidden word pieces, from 400 more
-sentences without tags; then it is fine-tuned in several ways, beside one from random weights, the tag that each word
-has most often, and a dictionary of the names seen. What counts is whole names: F1 of entities, as seqeval has it.
+Without --data it needs no network. The 264 sentences are in Hindi, with names of persons, places and organisations,
+written for bptools; some are labelled for training. A small encoder learns, by guessing hidden word pieces, from
+400 other sentences without tags; then it is fine-tuned in several ways, beside one from random weights, the tag that
+each word has most often, and a dictionary of the names seen. What counts is whole names: F1 of entities, by seqeval.
 
     uv run recipes/tagger.py                                    the demonstration
     uv run recipes/tagger.py --sentences 120                    with more labels
@@ -13,9 +13,9 @@ has most often, and a dictionary of the names seen. What counts is whole names: 
     uv run recipes/tagger.py --verify                           prove these settings, and your edits
     uv run torchrun --nproc-per-node 2 recipes/tagger.py
 
-DIR of --data holds train.conll and dev.conll (and test.conll), or .txt; a single file is split. Tags may be in IOB1,
-IOB2 (BIO) or BIOES. The fine-tuned model is left in a folder that from_pretrained reads, with its tokenizer and the
-names of its tags. All layers run bptools' ops; a step's loss is the mean over all words of its batches.
+DIR of --data holds train.conll and dev.conll (and test.conll), or .txt; a single file is split. Tags may be in
+IOB1, IOB2 (BIO) or BIOES. The fine-tuned model is left in a folder that from_pretrained reads, with its tokenizer
+and the names of its tags. All layers run bptools' ops; a step's loss is the mean over all words of its batches.
 """
 
 import logging
@@ -70,7 +70,8 @@ class Config(ft.TransferSettings):
 REAL = Config(model="bert-base-multilingual-cased", strategy=("discriminative",), epochs=4, batch_size=16, lr=5e-5,
               lr_decay=0.9, weight_decay=0.01, seeds=1, patience=2)  # fmt: skip
 LIMITS = {"holdout": (0.001, 0.999), "length": (8, 100_000), "pretrain_epochs": (1, 10_000), "sentences": (1, 200)}
-WIDTH, LAYERS, PIECES, BLOCK, PICK = 128, 2, 2000, 64, 40  # of the small encoder; sentences that pick the epoch
+WIDTH, LAYERS, PIECES, LENGTH, BLOCK = 128, 2, 1500, 128, 64  # of the small encoder
+PICK = 40  # sentences that pick the epoch
 PEERS = {"by word": ("the tag that the word has most often", ft.tags_by_word),
          "dictionary": ("names as they were seen, the longest first", ft.tags_by_dictionary)}  # fmt: skip
 F1 = ft.Metric("f1", "entity F1")
@@ -105,26 +106,24 @@ def read_data(cfg: Config, seed: int) -> ft.TagSplits:
     return ft.TagSplits(*ft.draw_sentences(NAMES, whole, sizes, seed), tuple(sorted(whole.types())))
 
 
-@lru_cache(4)
-def unlabelled(cfg: Config, seed: int) -> list[str]:
-    """Return the texts of pretraining: 400 sentences, and those to train on; none of those that pick or test."""
-    return TEXT.read_text(encoding="utf-8").splitlines() + list(map(" ".join, read_data(cfg, seed).train.words))
-
-
 def build(cfg: Config, seed: int, source: str | None, fresh: bool = False) -> tuple[Any, Any, tuple[str, ...]]:
     """Return the tagger, with the weights of ``source`` unless ``fresh``, its tokenizer and its tags."""
     labels = read_data(cfg, seed).labels
     if source is None:
-        tokenizer = ft.word_pieces(unlabelled(cfg, seed), PIECES)
-        names = ft.label_names(labels)
-        options = {"width": WIDTH, "layers": LAYERS, "length": max(cfg.length, BLOCK)}
-        return ft.small_encoder(AutoModelForTokenClassification, tokenizer, **options, **names), tokenizer, labels
+        model, tokenizer = small(AutoModelForTokenClassification, **ft.label_names(labels))
+        return model, tokenizer, labels
     labels = ft.labels_of_head(source, labels)
     model, tokenizer = ft.load_pretrained(AutoModelForTokenClassification, source, **ft.label_names(labels))
     if fresh:
         model = AutoModelForTokenClassification.from_config(model.config)
         bptools.nn.convert(model)
     return model, ft.words_apart(tokenizer), labels
+
+
+def small(auto: Any, **options: Any) -> tuple[Any, Any]:
+    """Return an encoder of random weights for the demonstration, and its tokenizer, which no tagged word is in."""
+    tokenizer = ft.word_pieces(TEXT.read_text(encoding="utf-8").splitlines(), PIECES)
+    return ft.small_encoder(auto, tokenizer, width=WIDTH, layers=LAYERS, length=LENGTH, **options), tokenizer
 
 
 def example(data: ft.TaggedWords, tokenizer: Any) -> dict[str, Any]:
@@ -134,10 +133,9 @@ def example(data: ft.TaggedWords, tokenizer: Any) -> dict[str, Any]:
 
 def pretrain(cfg: Config, parallel: ft.Parallel, seed: int, folder: Path, **options: Any) -> dict[str, Any]:
     """Teach the small encoder to guess hidden word pieces, and leave it in ``folder / "encoder"``."""
-    texts = unlabelled(cfg, seed)
-    tokenizer = ft.word_pieces(texts, PIECES)
-    sizes = {"width": WIDTH, "layers": LAYERS, "length": max(cfg.length, BLOCK)}
-    model = ft.small_encoder(AutoModelForMaskedLM, tokenizer, **sizes).to(parallel.device)
+    texts = TEXT.read_text(encoding="utf-8").splitlines()
+    model, tokenizer = small(AutoModelForMaskedLM)
+    model = model.to(parallel.device)
     kept = [text for i, text in enumerate(texts) if i % 10]
     blocks, check = (ft.Augmented(ft.MaskedBlocks(some, tokenizer, BLOCK)) for some in (kept, texts[::10]))
     depths = ft.parameter_depths(model, {"input_ids": blocks[0]["input_ids"][None].to(parallel.device)})
@@ -172,7 +170,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
         reason, tag = PEERS[name]
         return ft.not_trained(folder, reason, **tested(splits, tag(splits.train, splits.test.words)))
     fresh = name == "scratch"
-    own = None if fresh else str(folder.parent / "pretrain" / "encoder")
+    own = None if fresh else str(Path(cfg.log_dir, f"seed{cfg.seed}", "pretrain", "encoder"))
     model, tokenizer, labels = build(cfg, seed, cfg.model if cfg.data else own, fresh)
     model, head, pad = model.to(parallel.device), ft.head_names(model), ft.Pad(tokenizer)
     if name == "lora":
@@ -219,8 +217,8 @@ def tested(splits: ft.TagSplits, predictions: list[list[str]]) -> dict[str, Any]
 
 
 def before(cfg: Config, seed: int) -> tuple[str, ...]:
-    """Return what others begin from: the demonstration's encoder is on no hub."""
-    return () if cfg.data else ("pretrain",)
+    """Return what others begin from: one encoder for all seeds, which is on no hub."""
+    return ("pretrain",) if cfg.data is None and seed == cfg.seed else ()
 
 
 def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
@@ -237,7 +235,7 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     table = ft.entity_table(f"{best}, the lowest validation loss: test entities of all seeds", scores[best])
     notes = [f"sentences: {splits.sizes()}"]
     if cfg.data is None:
-        notes.append("pretraining, once a seed: 400 sentences, and those to train on, without tags")
+        notes.append("one pretraining for all seeds, on 400 other sentences, without tags")
     panel = partial(ft.draw_types, runs=scores, types=splits.types)
     columns = {"precision %": ("precision", 1), "recall %": ("recall", 1)}
     title = f"{cfg.data or 'Hindi names'}, {cfg.model}"

@@ -83,8 +83,8 @@ class TagSplits:
 def read_conll(path: str | Path, column: int = -1, word_column: int = 1) -> Sentences:
     """Read a file with a word and its tag in each line, and an empty line after each sentence.
 
-    Columns are parted by tabs where a line has any, else by spaces. Lines of ``-DOCSTART-`` are left out, and so are
-    those before a sentence that begin with ``#`` and have no tag.
+    Columns are parted by tabs where a line has any, else by spaces. Lines of ``-DOCSTART-`` are left out, and so
+    are those before a sentence that begin with ``#`` and have no tag.
 
     Args:
         path: UTF-8.
@@ -95,8 +95,8 @@ def read_conll(path: str | Path, column: int = -1, word_column: int = 1) -> Sent
         The sentences, their tags in IOB2 whatever the file has.
 
     Raises:
-        InputError: If the file cannot be read, a line lacks a column, or a tag is none or cannot be where it is; the
-            message names file and line.
+        InputError: If the file cannot be read, a line lacks a column, or a tag is none or cannot be where it is;
+            the message names file and line.
     """
     for option, value in (("--column", column), ("--word-column", word_column)):
         if not value:
@@ -157,8 +157,8 @@ def _to_iob2(path: str | Path, sentences: Sequence[Sequence[tuple[int, str]]]) -
     if iob1 is not None:
         (line, before, tag, _), (other, _, begin, _) = iob2, iob1
         raise InputError(
-            f"{path}, line {line}: {tag} after {before} begins no entity in IOB2, and {begin} in line {other} is not "
-            "of IOB1"
+            f"{path}, line {line}: {tag} after {before} begins no entity in IOB2, and {begin} in line {other} is "
+            "not of IOB1"
         )
     return [
         ["B" + pair[2][1:] if pair[2][0] == "I" and not _continues(pair) else pair[2] for pair in _pairs(sentence)]
@@ -220,7 +220,8 @@ def conll_folder(
             raise InputError(f"{path}: expected one file for {part}, got {found[0].name} and {found[1].name}")
         if not found and part != "test":
             raise InputError(f"{path}: expected files train and val, such as {part}.conll, found none for {part}")
-        files.update({part: file for file in found})
+        if found:
+            files[part] = found[0]
     parts = {part: read_conll(file, column, word_column) for part, file in files.items()}
     types = _types(files["train"], parts["train"])
     for part, sentences in parts.items():

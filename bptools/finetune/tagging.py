@@ -1,8 +1,8 @@
-"""Tags for words by a model that sees word pieces: samples, scores of whole entities, and baselines without a model.
+"""Tags for words by a model that sees word pieces: samples, scores of whole entities, baselines without a model.
 
 A word's tag is learned and read at its first piece; its other pieces and the special ones have the label -100. A
-sentence longer than the model takes is cut between words into windows, each with some words before it to look at, so
-that no tag is lost.
+sentence longer than the model takes is cut between words into windows, each with some words before it to look at,
+so that no tag is lost.
 
 An entity counts as found if all of its words, and no other, have its type (the strict mode of seqeval).
 

@@ -84,9 +84,9 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, text, words):
 
 def test_a_column_that_is_not_there(tmp_path):
     path = written(tmp_path, "a b O\nc O\n")
-    with pytest.raises(ft.InputError, match="line 2: has 2 columns, and none for --column 3"):
+    with pytest.raises(ft.InputError, match=r"line 2: has 2 columns, and none for --column 3"):
         ft.read_conll(path, 3)
-    with pytest.raises(ft.InputError, match="line 2: has 2 columns, and none for --column -3"):
+    with pytest.raises(ft.InputError, match=r"line 2: has 2 columns, and none for --column -3"):
         ft.read_conll(written(tmp_path, "O b a\nO b\n"), -3, 2)
     with pytest.raises(ft.InputError, match="^--column 0: the first column is 1"):
         ft.read_conll(path, 0)

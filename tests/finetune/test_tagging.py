@@ -115,7 +115,7 @@ def test_a_slow_tokenizer_is_refused():
 # Without words_apart, transformers 5 makes pieces of "b" in "a b" as if it stood within a word, and says nothing.
 def test_a_tokenizer_of_bytes_begins_words_as_after_a_space(tmp_path):
     plain, split = roberta(), {"is_split_into_words": True, "add_special_tokens": False}
-    words = "दिल्ली रवि".split()
+    words = ["दिल्ली", "रवि"]
     wanted = plain(" दिल्ली रवि", add_special_tokens=False)["input_ids"]
     assert plain(words, **split)["input_ids"] != wanted
     apart = ft.words_apart(plain)
