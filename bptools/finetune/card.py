@@ -123,7 +123,7 @@ def best_seed(runs: Sequence[Mapping]) -> int:
 
 def best_strategy(runs: Mapping[str, Sequence[Mapping]]) -> str:
     """Return the name of those results, of one strategy over the seeds, with the lowest mean validation loss."""
-    trained = [name for name, some in runs.items() if some[0]["history"]]
+    trained = [name for name, some in runs.items() if all(result["history"] for result in some)]
     return min(trained, key=lambda name: sum(_best_epoch(result)["loss"] for result in runs[name]))
 
 
@@ -217,6 +217,7 @@ def print_card(
     columns: Mapping[str, tuple[str, int]] | None = None,
     unit: str = "images",
     drawn: str = "images, weights and order",
+    tables: Sequence[Table] = (),
     panel: Panel | None = None,
 ) -> None:
     """Print what a job came to, and save the picture of it as ``card.png`` in ``folder``.
@@ -236,6 +237,7 @@ def print_card(
         columns: More columns: key in the results, and digits, by heading.
         unit: What test samples are called.
         drawn: What each seed draws.
+        tables: More tables, printed below the others.
         panel: Draws the third panel of the picture.
     """
 
@@ -275,6 +277,8 @@ def print_card(
                 draw_confusion(axes, targets, predictions, classes)
                 axes.set_title(f"Confusion on the test {unit}: {best}")
 
+    for table in tables:
+        console.print(table)
     if pairs is None:
         pairs = [(name, "scratch") for name in trained if name != "scratch"] + [("discriminative", "full")]
     for name, other in pairs:

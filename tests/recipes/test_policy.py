@@ -162,7 +162,9 @@ def test_the_whole_demonstration(tmp_path):
     args = [sys.executable, str(RECIPE), "--log-dir", str(tmp_path / "job")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(args, capture_output=True, text=True, check=True, env=environment, timeout=400)
-    found = {name: re.search(rf"^ {name} +([\d.]+) ±", done.stdout, re.M) for name in ("random", "none", "learned")}
+    found = {
+        name: re.search(rf"^ {name} +([\d.]+) ±", done.stdout, re.M) for name in ("random", "none", "learned")
+    }
     assert float(found["random"][1]) < 30 < 475 <= min(float(found[n][1]) for n in ("none", "learned"))
     shares = re.search(r"if it is 1 without: mean ([\d.]+), learned ([\d.]+)\.", done.stdout)
     assert float(shares[2]) < float(shares[1]) < 1
