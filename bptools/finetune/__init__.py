@@ -18,7 +18,7 @@ from .adapters import (
     trainable_share,
     unfuse_lora,
 )
-from .batches import count_samples, count_tokens, split_batch, supervised, windows
+from .batches import count_samples, count_tokens, split_batch, supervised, to_device, windows
 from .card import (
     ACCURACY,
     Metric,
@@ -46,18 +46,46 @@ from .checkpoint import (
     whole_state,
 )
 from .command import exit_status, load_config, restarted
+from .conll import (
+    Sentences,
+    TagSplits,
+    conll_folder,
+    draw_sentences,
+    read_conll,
+)
 from .corpus import byte_pairs, python_help, word_pieces
 from .data import Augmented, Mixed, Splits, make_loader
 from .deploy import check_export, deploy
 from .devices import resolve_amp, resolve_device
 from .distributed import Parallel, job_time, parallel_from_env, shutdown, speaks
 from .ema import Ema
+from .encoders import (
+    MaskedBlocks,
+    Pad,
+    TextClassifier,
+    check_encoder,
+    head_names,
+    labelled_loss,
+    labelled_outputs,
+    load_pretrained,
+    masked_loss,
+    small_encoder,
+)
 from .errors import InputError, expect_positive, one_line
 from .evaluation import Evaluation, evaluate
 from .export import export, load_adapter, save_adapter, whole_folder
 from .imbalance import balanced_loss, class_weights, focal_cross_entropy, sample_weights
 from .interrupt import Interrupt
 from .job import Dir, Recipe, Settings, TransferSettings, make_run, make_stepper, not_trained
+from .language import (
+    NGrams,
+    RecurrentLanguageModel,
+    Streams,
+    carried_loss,
+    continue_text,
+    read_text,
+    text_loss,
+)
 from .lr_search import RateFinder, RateFinding, RateFound, lr_find
 from .mistakes import image_figures, mistakes_figure
 from .monitor import Monitor
@@ -93,6 +121,33 @@ from .settings import check_settings
 from .sharded import ShardedStore
 from .stepper import Stepper, StepResult
 from .stopping import EarlyStopping
+from .tagging import (
+    EntityScores,
+    TaggedWords,
+    draw_types,
+    entities,
+    entity_scores,
+    entity_table,
+    label_names,
+    labels_of_head,
+    tag_mistakes,
+    tagged_outputs,
+    tags_by_dictionary,
+    tags_by_word,
+    tokenizer_notes,
+    words_apart,
+)
+from .text import (
+    Texts,
+    TextSplits,
+    TokenisedTexts,
+    draw_texts,
+    macro_f1,
+    read_texts,
+    text_baseline,
+    text_folder,
+    text_mistakes,
+)
 from .verify import dry_run, verify, verify_kind
 
 if TYPE_CHECKING:
@@ -118,6 +173,13 @@ _MODELS = (
     "small_classifier", "small_cnn", "torchvision_classifier",
 )  # fmt: skip
 _LAZY = dict.fromkeys(_AUGMENT, "augment") | dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models")
+_CAUSAL = (
+    "CausalBatch", "Documents", "Footprint", "TEMPLATE", "TokenRows", "causal_loss", "causal_scores",
+    "chat_tokenizer", "check_packing", "complete", "document_folder", "footprint", "labelled_chats",
+    "load_causal", "merged_difference", "output_name", "prompt_from_text", "samples_text", "small_causal",
+    "tokenise",
+)  # fmt: skip
+_LAZY = dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models") | dict.fromkeys(_CAUSAL, "causal")
 
 
 def __getattr__(name: str) -> Any:
@@ -136,27 +198,40 @@ __all__ = [
     "Dir",
     "EarlyStopping",
     "Ema",
+    "EntityScores",
     "Evaluation",
     "FileStore",
     "InputError",
     "Interrupt",
+    "MaskedBlocks",
     "Metric",
     "Mixed",
     "Monitor",
+    "NGrams",
+    "Pad",
     "Parallel",
     "Phase",
     "RateFinder",
     "RateFinding",
     "RateFound",
     "Recipe",
+    "RecurrentLanguageModel",
     "Rule",
     "Run",
+    "Sentences",
     "Settings",
     "ShardedStore",
     "Splits",
     "StepResult",
     "Stepper",
     "Stopped",
+    "Streams",
+    "TagSplits",
+    "TaggedWords",
+    "TextClassifier",
+    "TextSplits",
+    "Texts",
+    "TokenisedTexts",
     "TransferSettings",
     "add_adapter",
     "area",
@@ -166,6 +241,8 @@ __all__ = [
     "best_strategy",
     "bootstrap",
     "byte_pairs",
+    "carried_loss",
+    "check_encoder",
     "check_export",
     "check_model",
     "check_optimizer",
@@ -173,13 +250,21 @@ __all__ = [
     "class_table",
     "class_weights",
     "confusion_figure",
+    "conll_folder",
+    "continue_text",
     "count_samples",
     "count_tokens",
     "deploy",
     "digits",
     "draw",
+    "draw_sentences",
+    "draw_texts",
+    "draw_types",
     "dry_run",
     "enter_phase",
+    "entities",
+    "entity_scores",
+    "entity_table",
     "evaluate",
     "exit_status",
     "expect_positive",
@@ -189,23 +274,31 @@ __all__ = [
     "focal_cross_entropy",
     "fuse_lora",
     "gradual_phases",
+    "head_names",
     "holds_run",
     "image_figures",
     "image_folder",
     "input_format",
     "job_time",
+    "label_names",
+    "labelled_loss",
+    "labelled_outputs",
     "labels_of",
+    "labels_of_head",
     "load_adapter",
     "load_checkpoint",
     "load_config",
     "load_json",
+    "load_pretrained",
     "load_weights",
     "lr_find",
+    "macro_f1",
     "make_folder",
     "make_loader",
     "make_run",
     "make_schedule",
     "make_stepper",
+    "masked_loss",
     "measures",
     "merge_adapter",
     "mistakes_figure",
@@ -224,6 +317,9 @@ __all__ = [
     "print_screening",
     "python_help",
     "random_state",
+    "read_conll",
+    "read_text",
+    "read_texts",
     "replace_head",
     "resolve_amp",
     "resolve_device",
@@ -243,11 +339,22 @@ __all__ = [
     "shutdown",
     "small_classifier",
     "small_cnn",
+    "small_encoder",
     "speaks",
     "split_batch",
     "strategy_phases",
     "supervised",
+    "tag_mistakes",
+    "tagged_outputs",
+    "tags_by_dictionary",
+    "tags_by_word",
+    "text_baseline",
+    "text_folder",
+    "text_loss",
+    "text_mistakes",
     "tied_parameters",
+    "to_device",
+    "tokenizer_notes",
     "torchvision_classifier",
     "trainability_report",
     "trainable_share",
@@ -258,4 +365,5 @@ __all__ = [
     "whole_state",
     "windows",
     "word_pieces",
+    "words_apart",
 ]

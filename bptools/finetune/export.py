@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bptools.nn import NF4Linear
 
+from ._quiet import quiet_transformers
 from .adapters import dequantised, merge_adapter, quantise, wrap
 from .checkpoint import load_checkpoint
 from .errors import InputError, one_line
@@ -116,7 +117,8 @@ def export(model: nn.Module, folder: str | Path, *, processor: Any = None) -> No
     plain = merge_adapter(model) if isinstance(model, PeftModel) else dequantised(model)
     with whole_folder(folder) as part:
         if hasattr(plain, "save_pretrained"):
-            plain.save_pretrained(part)
+            with quiet_transformers():
+                plain.save_pretrained(part)
         else:
             save_file(_unshared(plain.state_dict()), part / "model.safetensors", {"format": "pt"})
         if processor is not None:

@@ -25,6 +25,8 @@ from bptools.optim import layerwise_groups
 
 from .errors import InputError, expect_positive, suggestion
 
+Head = str | Sequence[str] | None
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -180,14 +182,14 @@ def cover(model: nn.Module, names: Collection[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def match_parameters(model: nn.Module, patterns: Sequence[str], head: str | None = None) -> set[str]:
+def match_parameters(model: nn.Module, patterns: Sequence[str], head: Head = None) -> set[str]:
     """Return the names of the parameters that ``patterns`` choose, by their own names or a module's above them.
 
     Args:
         model: The model.
-        patterns: ``fnmatch`` patterns; ``"all"`` for everything, ``"head"`` for the module named ``head``,
+        patterns: ``fnmatch`` patterns; ``"all"`` for everything, ``"head"`` for what ``head`` names,
             ``"adapters"`` for what peft has added. A tied weight answers to each of its names.
-        head: Name of the module that the pattern ``"head"`` stands for.
+        head: Name of the module, or names of those, that the pattern ``"head"`` stands for.
 
     Raises:
         InputError: If a pattern matches no parameter.
@@ -199,8 +201,11 @@ def match_parameters(model: nn.Module, patterns: Sequence[str], head: str | None
         if pattern == "adapters":
             matched = {names[name] for name in _adapters(model)}
         else:
-            real = head if pattern == "head" and head else "*" if pattern == "all" else pattern
-            matched = {name for n, name in names.items() if fnmatchcase(n, real) or fnmatchcase(n, f"{real}.*")}
+            heads = (head,) if isinstance(head, str) else tuple(head or ())
+            reals = heads if pattern == "head" and heads else ("*" if pattern == "all" else pattern,)
+            matched = {
+                name for n, name in names.items() for r in reals if fnmatchcase(n, r) or fnmatchcase(n, f"{r}.*")
+            }
         if not matched:
             near = suggestion(pattern, [*(n for n, _ in model.named_modules() if n), "head", "all"])
             raise InputError(f"--phases: {pattern!r} matches no parameter of the model{near}")
@@ -271,7 +276,7 @@ def enter_phase(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     phase: Phase,
-    head: str | None = None,
+    head: Head = None,
     *,
     seed: int = 0,
     step: int = 0,
@@ -284,7 +289,7 @@ def enter_phase(
         model: The model.
         optimizer: Of the groups that :func:`parameter_groups` made.
         phase: The phase.
-        head: Name of the module that the pattern ``"head"`` stands for.
+        head: Name of the module, or names of those, that the pattern ``"head"`` stands for.
         seed: Of the run, for what is drawn at random.
         step: Optimizer steps done.
 
@@ -295,9 +300,7 @@ def enter_phase(
     set_rates(optimizer, phase)
 
 
-def set_trainable(
-    model: nn.Module, phase: Phase, head: str | None = None, *, seed: int = 0, step: int = 0
-) -> None:
+def set_trainable(model: nn.Module, phase: Phase, head: Head = None, *, seed: int = 0, step: int = 0) -> None:
     """Let exactly the parameters of ``phase`` train, drop all gradients, and set the modes.
 
     Rates and the optimizer's state stay as they are, so it serves for a new draw in the middle of a schedule.
@@ -305,7 +308,7 @@ def set_trainable(
     Args:
         model: The model.
         phase: The phase.
-        head: Name of the module that the pattern ``"head"`` stands for.
+        head: Name of the module, or names of those, that the pattern ``"head"`` stands for.
         seed: Of the run.
         step: Optimizer steps done.
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from torch import nn
 
 from .card import plain_table
-from .phases import Phase, check_optimizer, cover, draw, match_parameters
+from .phases import Head, Phase, check_optimizer, cover, draw, match_parameters
 
 MOST_ROWS = 24  # about
 WIDEST = 26  # characters of a name
@@ -34,7 +34,7 @@ def trainability_report(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     phase: Phase,
-    head: str | None = None,
+    head: Head = None,
     *,
     seed: int = 0,
     step: int = 0,
@@ -49,7 +49,7 @@ def trainability_report(
         model: The model, in the phase.
         optimizer: Of the groups that :func:`bptools.finetune.parameter_groups` made.
         phase: The phase.
-        head: Name of the module that the pattern ``"head"`` stands for.
+        head: Name of the module, or names of those, that the pattern ``"head"`` stands for.
         seed: Of the run, for what is drawn at random.
         step: Optimizer steps done.
 

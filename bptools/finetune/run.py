@@ -43,7 +43,7 @@ from .checkpoint import (
 from .errors import InputError, one_line
 from .interrupt import Interrupt
 from .monitor import Monitor
-from .phases import Phase, check_optimizer, enter_phase, needs_redraw, set_modes, set_trainable
+from .phases import Head, Phase, check_optimizer, enter_phase, needs_redraw, set_modes, set_trainable
 from .schedule import make_schedule
 from .sharded import ShardedStore
 from .stepper import Stepper, StepResult
@@ -75,7 +75,7 @@ class Run:
         stepper: Holds model and optimizer.
         phases: What trains, in turn.
         loader: Makes the loader of an epoch, counted from 0 over all phases. It must depend on nothing else.
-        head: Name of the module that ``"head"`` stands for in the phases' patterns.
+        head: Name of the module, or names of those, that ``"head"`` stands for in the phases' patterns.
         accumulate: Batches in a window, which is what one optimizer step learns from.
         schedule: Name of each phase's schedule, as :func:`bptools.finetune.make_schedule` takes it.
         patience: Epochs without a better metric that end a phase; 0: never.
@@ -110,7 +110,7 @@ class Run:
         phases: Sequence[Phase],
         loader: Callable[[int], StatefulDataLoader],
         *,
-        head: str | None = None,
+        head: Head = None,
         accumulate: int = 1,
         schedule: str = "cosine",
         patience: int = 0,

@@ -282,6 +282,7 @@ def test_it_does_not_import_torch_until_it_is_asked():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_it_works_under_xdist(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_ADDOPTS", "")
     pytester.makeini("[pytest]")

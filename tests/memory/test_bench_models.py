@@ -73,6 +73,7 @@ class Careless(_bench.Eager):
 # What is measured ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_contenders_side_by_side(tiny, monkeypatch):
     for name, contender in (("doctored", Doctored), ("broken", Broken), ("careless", Careless)):
         monkeypatch.setitem(_bench.CONTENDERS, name, contender)
@@ -271,6 +272,7 @@ def test_the_command(tiny, run_bptools, tmp_path, monkeypatch):
     assert f"{tiny}: no peak memory of lean: it died" in err
 
 
+@pytest.mark.slow
 def test_peak_memory_in_a_process_of_its_own(tiny):
     task = {"spec": tiny, "contender": "lean", "batch": 2**14, "size": 64, "device": "cpu", "seed": 0}
     assert 3 * 2**22 < _bench._peak_elsewhere(**task) < 2**29  # four megabytes are the input of one layer

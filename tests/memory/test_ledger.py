@@ -136,6 +136,7 @@ print("ledger", found.eager, found.lean)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to see how big the process is")
 def test_totals_are_what_the_process_grows_by():
     # Blocks of more than 64 KiB are then asked of the system one by one, and given back to it.

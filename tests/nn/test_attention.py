@@ -206,6 +206,7 @@ def test_evaluation_runs_our_ops():
     assert "native_layer_norm" in seen.names
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
 def test_transformer_compiles():
     model = bptools.nn.Transformer(8, 2, 1, 1, 6, 0.0, batch_first=True)

@@ -18,7 +18,7 @@ FIRST = {case.op: case for case in reversed(CASES) if not case.only}
 
 
 def marks(case: Case, capability: str) -> tuple[pytest.MarkDecorator, ...]:
-    """Compiling takes its time: of the cases of an op the first is compiled in the default suite."""
+    """Compiling takes its time: the default suite does it for an op's first case, with sizes as symbols."""
     if capability != "compile" or case is FIRST.get(case.op) or "compile" in case.only or case.raises:
         return ()
     return (pytest.mark.slow,)
@@ -33,9 +33,10 @@ QUESTIONS = [
 ]
 
 
-def audit(case: Case, capability: str) -> Audit:
-    """The questions of one capability. What the case does not declare as refused must be supported."""
+def audit(case: Case, capability: str, only: tuple[str, ...] = ()) -> Audit:
+    """The questions of one capability, or ``only`` some. What is not declared as refused must be supported."""
     _, checks, against_torch = CAPABILITIES[capability]
+    checks = only or checks
     expect = {name: "supported" for name in checks if name != "empty"}  # derived sizes of 0 may make no sense
     return Audit(
         case.plain("ours"),
@@ -54,10 +55,19 @@ def test_contract(case, tier, capability, record_property):
         record_property("support", [case.op, capability, "raises", note])
     if not refused:
         record_property("support", [case.op, capability, "yes", ""])
+    only = ("compiled_dynamic",) if capability == "compile" and case is FIRST.get(case.op) and not refused else ()
     with bptools.backend(tier):
-        report = audit(case, capability).run()
+        report = audit(case, capability, only).run()
     assert not report.failures, str(report)
     assert refused or report.ok, f"nothing was asked:\n{report}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in FIRST.values() if not c.raises], ids=str)
+def test_compiled_for_one_size(case):
+    """What the default suite compiles with sizes as symbols alone."""
+    report = audit(case, "compile", ("compiled",)).run()
+    assert report.ok, str(report)
 
 
 # What is ours alone to promise -----------------------------------------------------------------------------------

@@ -237,6 +237,7 @@ def test_double_backward_runs_the_formula(tiers):
     assert trace == ["formula"]
 
 
+@pytest.mark.slow
 def test_the_fused_tier_compiles_the_formula(tiers):
     op, trace = tiers
     x = torch.randn(3, 7, requires_grad=True)
