@@ -172,14 +172,16 @@ _MODELS = (
     "Classifier", "check_model", "find_head", "input_format", "replace_head", "resolve_weights",
     "small_classifier", "small_cnn", "torchvision_classifier",
 )  # fmt: skip
-_LAZY = dict.fromkeys(_AUGMENT, "augment") | dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models")
 _CAUSAL = (
     "CausalBatch", "Documents", "Footprint", "TEMPLATE", "TokenRows", "causal_loss", "causal_scores",
     "chat_tokenizer", "check_packing", "complete", "document_folder", "footprint", "labelled_chats",
     "load_causal", "merged_difference", "output_name", "prompt_from_text", "samples_text", "small_causal",
     "tokenise",
 )  # fmt: skip
-_LAZY = dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models") | dict.fromkeys(_CAUSAL, "causal")
+_LAZY = {
+    **dict.fromkeys(_AUGMENT, "augment"), **dict.fromkeys(_IMAGES, "images"), **dict.fromkeys(_MODELS, "models"),
+    **dict.fromkeys(_CAUSAL, "causal"),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
