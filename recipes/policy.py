@@ -81,6 +81,8 @@ def resolve(cfg: Config) -> Config:
     """Refuse what cannot be, before any file is written, and find the goal."""
     ft.check_settings(cfg, LIMITS)
     ft.expect_positive(cfg, "updates limit hidden episodes")
+    if cfg.lr_find:
+        raise ft.InputError("--lr-find: the loss of a policy gradient does not say how good the policy is")
     arena = rollout.Arena(cfg.env, cfg.limit)
     return replace(cfg, goal=arena.goal if cfg.goal is None else cfg.goal)
 
@@ -174,8 +176,8 @@ def draw_episode(episode: rollout.Episodes) -> Figure:
 
 def draw_variances(axes: Axes, results: Sequence[dict]) -> None:
     """Draw what part of the gradient's variance each baseline leaves, by epoch: seeds (dots) and their mean."""
-    axes.axhline(1, color=COLOURS[0], lw=2, label="none")
-    for name, colour in zip(BASELINES[1:], COLOURS[1:], strict=False):
+    axes.axhline(1, color=COLOURS[1], lw=2, label="none")  # the colours of the other panels
+    for name, colour in zip(BASELINES[1:], COLOURS[2:], strict=False):
         shares = [left(result, name) for result in results]
         for some in shares:
             axes.plot(range(1, len(some) + 1), some, "o", ms=4, alpha=0.4, color=colour)

@@ -13,8 +13,8 @@ and mood, then learns from few others to name them in another order. What trains
     uv run torchrun --nproc-per-node 2 recipes/prompt.py         several processes
 
 FILE.jsonl has in each line {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]} or
-{"text": ...}; FILE.txt has texts between empty lines; DIR holds train and val (and test) of these. A prompt is an input and
-not a change of weights, so it cannot be merged: it is left in "adapter", for ft.load_adapter on the same model.
+{"text": ...}; FILE.txt has texts between empty lines; DIR holds train and val (and test) of these. A prompt is an
+input and not a change of weights, so it cannot be merged: it is left in "adapter", for ft.load_adapter.
 
 Layers are bptools.nn's (ft.load_causal converts the model), LoRA's linear ones run bptools.functional.lora_linear,
 and head and loss are one, bptools.functional.linear_cross_entropy, without logits.

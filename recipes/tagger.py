@@ -1,9 +1,10 @@
 """Fine-tune a tagger of words, such as one of names: any encoder of transformers, on files in CoNLL's columns.
 
-Without --data it needs no network. The 264 sentences are in Hindi, with names of persons, places and organisations,
+Without --data it needs no network. The 264 sentences are Hindi, with names of persons, places and organisations,
 written for bptools; some are labelled for training. A small encoder learns, by guessing hidden word pieces, from
-400 other sentences without tags; then it is fine-tuned in several ways, beside one from random weights, the tag that
-each word has most often, and a dictionary of the names seen. What counts is whole names: F1 of entities, by seqeval.
+400 other sentences without tags; then it is fine-tuned in several ways, beside one from random weights, the tag
+that each word has most often, and a dictionary of the names seen. What counts is whole names: F1 of entities, by
+seqeval.
 
     uv run recipes/tagger.py                                    the demonstration
     uv run recipes/tagger.py --sentences 120                    with more labels

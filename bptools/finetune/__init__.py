@@ -165,27 +165,28 @@ if TYPE_CHECKING:
         torchvision_classifier,
     )
 
-# Their modules import torchvision, which takes longer than all the rest.
-_AUGMENT = ("augmentation", "mixing")
-_IMAGES = ("digits", "image_folder", "labels_of")
-_MODELS = (
-    "Classifier", "check_model", "find_head", "input_format", "replace_head", "resolve_weights",
-    "small_classifier", "small_cnn", "torchvision_classifier",
-)  # fmt: skip
-_LAZY = dict.fromkeys(_AUGMENT, "augment") | dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models")
-_CAUSAL = (
-    "CausalBatch", "Documents", "Footprint", "TEMPLATE", "TokenRows", "causal_loss", "causal_scores",
-    "chat_tokenizer", "check_packing", "complete", "document_folder", "footprint", "labelled_chats",
-    "load_causal", "merged_difference", "output_name", "prompt_from_text", "samples_text", "small_causal",
-    "tokenise",
-)  # fmt: skip
-_LAZY = dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models") | dict.fromkeys(_CAUSAL, "causal")
+# Their modules import torchvision or transformers, which takes longer than all the rest.
+_LAZY = {
+    "augment": ("augmentation", "mixing"),
+    "causal": (
+        "CausalBatch", "Documents", "Footprint", "TEMPLATE", "TokenRows", "causal_loss", "causal_scores",
+        "chat_tokenizer", "check_packing", "complete", "document_folder", "footprint", "labelled_chats",
+        "load_causal", "merged_difference", "output_name", "prompt_from_text", "samples_text", "small_causal",
+        "tokenise",
+    ),
+    "images": ("digits", "image_folder", "labels_of"),
+    "models": (
+        "Classifier", "check_model", "find_head", "input_format", "replace_head", "resolve_weights",
+        "small_classifier", "small_cnn", "torchvision_classifier",
+    ),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

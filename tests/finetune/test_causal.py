@@ -211,7 +211,7 @@ def test_texts_are_parted_and_conversations_cut(tokenizer):
     (sample,), cut = tokenise([CHAT], tokenizer, len(whole) - 4)
     assert cut == 1
     assert sample.ids == whole[:-4]
-    with pytest.raises(InputError, match="--length 8: conversation 1, of .* has no answer"):
+    with pytest.raises(InputError, match=r"--length 8: conversation 1, of .* has no answer"):
         tokenise([CHAT], tokenizer, 8)
 
 

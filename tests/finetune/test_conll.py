@@ -88,9 +88,9 @@ def test_a_column_that_is_not_there(tmp_path):
         ft.read_conll(path, 3)
     with pytest.raises(ft.InputError, match=r"line 2: has 2 columns, and none for --column -3"):
         ft.read_conll(written(tmp_path, "O b a\nO b\n"), -3, 2)
-    with pytest.raises(ft.InputError, match="^--column 0: the first column is 1"):
+    with pytest.raises(ft.InputError, match=r"^--column 0: the first column is 1"):
         ft.read_conll(path, 0)
-    with pytest.raises(ft.InputError, match="^--word-column 0: "):
+    with pytest.raises(ft.InputError, match=r"^--word-column 0: "):
         ft.read_conll(path, word_column=0)
 
 

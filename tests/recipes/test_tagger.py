@@ -234,7 +234,10 @@ def test_an_interrupted_job_ends_as_if_it_had_not_been(tagger, finished, tmp_pat
         (["--data", "DATA", "--model", "BERT", "--column", "9"], "line 1: has 3 columns, and none for --column 9"),
         (["--data", "DATA", "--model", "BERT", "--column", "2"], "line 1: expected a tag such as"),
         (["--data", "DATA", "--model", "BERT", "--length", "999"], "error: --length 999: the model takes 64"),
-        (["--data", "DATA", "--model", "BERT", "--phases", "heed:3"], "error: --phases: 'heed' matches no"),
+        (
+            ["--data", "DATA", "--model", "BERT", "--length", "16", "--phases", "heed:3"],
+            "error: --phases: 'heed' matches no",
+        ),
         (["--sentences", "0"], "error: --sentences: expected 1 to 200, got 0"),
         (["--length", "4"], "error: --length: expected 8 to 100000, got 4"),
         (["--parallel", "fsdp", "--strategy", "lora"], "error: --parallel fsdp: expected processes"),

@@ -96,7 +96,7 @@ def test_a_screening_reports_resumes_and_exports(vision, tmp_path, monkeypatch, 
     args = [*args, "--log-dir", str(tmp_path / "b")]
     while (status := vision.main(args)) == 130:
         args = ["--resume", str(tmp_path / "b")]
-        monkeypatch.setattr(job, "Interrupt", lambda: Stop(1))
+        monkeypatch.setattr(job, "Interrupt", lambda: Stop(3))
     assert status == 0
     assert result(tmp_path / "b") | {"seconds": 0} == found | {"seconds": 0}
     a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
