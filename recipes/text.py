@@ -7,6 +7,7 @@ weights, and beside logistic regression over runs of characters, which is hard t
 
     uv run recipes/text.py                                      the demonstration
     uv run recipes/text.py --label-column sentiment
+    uv run recipes/text.py --model DIR --epochs 10 --lr 2e-4    the same from weights that somebody has trained
     uv run recipes/text.py --data FILE.csv --model distilbert-base-multilingual-cased
     uv run recipes/text.py --data DIR --model DIR --strategy lora --head mlp --pool mean
     uv run recipes/text.py --resume runs/text/TIME              after Ctrl-C, a crash or kill -9
@@ -73,7 +74,8 @@ class Config(ft.TransferSettings):
 
 REAL = Config(model="distilbert-base-multilingual-cased", label_column="label", strategy=("discriminative",),
               epochs=4, batch_size=16, lr=5e-5, lr_decay=0.9, seeds=1, patience=2)  # fmt: skip
-LIMITS = {"holdout": (0.001, 0.999), "length": (4, 100_000), "pretrain_epochs": (0, 10_000), "smoothing": (0, 0.9)}
+LIMITS = {"holdout": (0.001, 0.999), "labels": (1, 100_000), "length": (4, 100_000),
+          "pretrain_epochs": (0, 10_000), "smoothing": (0, 0.9)}  # fmt: skip
 WIDTH, LAYERS, PIECES, BLOCK = 128, 2, 1500, 64  # of the small encoder
 PEERS = {"majority": "always the most frequent class", "n-grams": "logistic regression, not a network"}
 
@@ -81,13 +83,13 @@ PEERS = {"majority": "always the most frequent class", "n-grams": "logistic regr
 def resolve(cfg: Config) -> Config:
     """Refuse what cannot be, before any file is written."""
     ft.check_settings(cfg, LIMITS)
-    if cfg.data is None and cfg.model != "small":
-        raise ft.InputError(f"--model {cfg.model}: name the texts to train on with --data")
+    if cfg.data is not None and cfg.model == "small":
+        raise ft.InputError("--model small is the demonstration's; name a folder or a model on the hub")
     if cfg.parallel == "fsdp" and "lora" in cfg.strategy:
         raise ft.InputError("--strategy lora: expected --parallel ddp or none, as adapters are small, got fsdp")
     splits = read_data(cfg, cfg.seed)
-    model, tokenizer = build(cfg, splits.classes, Path(), pretrained=cfg.data is not None)
-    ft.check_encoder(model, tokenizer(splits.train.texts[0], return_tensors="pt"), cfg.length, cfg.phases)
+    model, tokenizer = build(cfg, splits.classes, Path(), pretrained=cfg.model != "small")
+    ft.check_encoder(model, example(cfg, splits, tokenizer), cfg.length, cfg.phases)
     return cfg
 
 
@@ -115,15 +117,24 @@ def build(cfg: Config, classes: Sequence[str], folder: Path, pretrained: bool) -
     """Return the classifier, with the weights of --model or of the encoder in ``folder``, and its tokenizer."""
     auto = AutoModelForSequenceClassification if cfg.head == "own" else AutoModel
     names = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
-    source = cfg.model if cfg.data else str(folder) if pretrained else None
+    source = cfg.model if cfg.model != "small" else str(folder) if pretrained else None
     if source:
         model, tokenizer = ft.load_pretrained(auto, source, **names)
         if not pretrained:
-            model = bptools.nn.convert(auto.from_config(model.config))
+            model = auto.from_config(model.config)
+            bptools.nn.convert(model)
     else:
         tokenizer = ft.word_pieces([*unlabelled(cfg)[0], *3 * unlabelled(cfg)[1]], PIECES, lower=True)
         model = ft.small_encoder(auto, tokenizer, width=WIDTH, layers=LAYERS, length=cfg.length, **names)
     return (model if cfg.head == "own" else ft.TextClassifier(model, len(classes), cfg.head, cfg.pool)), tokenizer
+
+
+def example(cfg: Config, splits: ft.TextSplits, tokenizer: Any) -> dict[str, Any]:
+    """Return a batch of two texts, without labels."""
+    some = ft.TokenisedTexts(splits.train.take([0, 1]), splits.classes, tokenizer, cfg.length)
+    batch = ft.Pad(tokenizer)([some[0], some[1]])
+    del batch["labels"]
+    return batch
 
 
 def pretrain(cfg: Config, parallel: ft.Parallel, seed: int, folder: Path, **options: Any) -> dict[str, Any]:
@@ -134,7 +145,7 @@ def pretrain(cfg: Config, parallel: ft.Parallel, seed: int, folder: Path, **opti
     held = [text for texts in unlabelled(cfg) for text in texts[::10]]
     kept = [[text for i, text in enumerate(texts) if i % 10] for texts in unlabelled(cfg)]
     blocks, check = (
-        ft.Augmented(ConcatDataset([ft.MaskedBlocks(texts, tokenizer, BLOCK) for texts in parts]))
+        ft.Augmented(ConcatDataset([ft.MaskedBlocks(texts, tokenizer, min(BLOCK, cfg.length)) for texts in parts]))
         for parts in (kept, [held])
     )
     depths = ft.parameter_depths(model, {"input_ids": blocks[0]["input_ids"][None].to(parallel.device)})
@@ -181,9 +192,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
         ft.evaluate, model, device=parallel.device, batch_size=64, collate=pad, outputs=ft.labelled_outputs
     )
 
-    example = ft.to_device(pad([tokenised[0][0]]), parallel.device)
-    del example["labels"]
-    depths = ft.parameter_depths(model, example)
+    depths = ft.parameter_depths(model, ft.to_device(example(cfg, splits, tokenizer), parallel.device))
     loss = partial(ft.labelled_loss, smoothing=cfg.smoothing)
     stepper = ft.make_stepper(cfg, model, loss, depths, parallel)
     phases = ft.strategy_phases(name, cfg.epochs, cfg.phases, cfg.lr_decay, frozen_dropout=cfg.frozen_dropout)
@@ -213,7 +222,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
 
 def before(cfg: Config, seed: int) -> tuple[str, ...]:
     """Return what others begin from: one encoder for all seeds, which no hub has."""
-    return ("pretrain",) if cfg.data is None and seed == cfg.seed else ()
+    return ("pretrain",) if cfg.model == "small" and seed == cfg.seed else ()
 
 
 def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
@@ -225,8 +234,10 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
             "one pretraining and the same test messages for all seeds; none of these is in the pretraining"
         )
     title = f"{cfg.data or 'chat messages'}, {cfg.label_column}, {cfg.model}"
-    columns = {"macro F1": ("f1", 1)}
-    ft.print_card(RECIPE.console, folder, title, runs, splits.classes, notes, columns=columns, unit="texts")
+    columns, drawn = {"macro F1": ("f1", 1)}, "texts, weights and order"
+    ft.print_card(
+        RECIPE.console, folder, title, runs, splits.classes, notes, columns=columns, unit="texts", drawn=drawn
+    )
 
 
 RECIPE = ft.Recipe(

@@ -112,6 +112,21 @@ def confusion_figure(targets: Sequence[int], predictions: Sequence[int], classes
     return figure
 
 
+def _best_epoch(result: Mapping) -> Mapping:
+    return min(result["history"], key=lambda epoch: epoch["loss"])
+
+
+def best_seed(runs: Sequence[Mapping]) -> int:
+    """Return which of the results has the lowest validation loss."""
+    return min(range(len(runs)), key=lambda i: _best_epoch(runs[i])["loss"])
+
+
+def best_strategy(runs: Mapping[str, Sequence[Mapping]]) -> str:
+    """Return the name of those results, of one strategy over the seeds, with the lowest mean validation loss."""
+    trained = [name for name, some in runs.items() if all(result["history"] for result in some)]
+    return min(trained, key=lambda name: sum(_best_epoch(result)["loss"] for result in runs[name]))
+
+
 Panel = Callable[[Axes], None]
 
 
@@ -201,6 +216,7 @@ def print_card(
     pairs: Sequence[tuple[str, str]] | None = None,
     columns: Mapping[str, tuple[str, int]] | None = None,
     unit: str = "images",
+    drawn: str = "images, weights and order",
     tables: Sequence[Table] = (),
     panel: Panel | None = None,
 ) -> None:
@@ -210,7 +226,7 @@ def print_card(
         console: Where to print.
         folder: Folder of the job.
         title: What was done, in a few words.
-        runs: Results by strategy, one for each seed: the metric on the test data (``None`` if not measured),
+        runs: Results by strategy, one for each seed: the metric on the test data (``None`` where there is none),
             ``seconds``, ``reason``, and ``history``, which is empty if nothing was trained, or has the ``loss``
             and the metric of each epoch's validation. With ``classes`` also ``targets`` and ``predictions``.
         classes: Class names by label, for a table of them and, without ``panel``, a confusion matrix.
@@ -220,25 +236,26 @@ def print_card(
             with ``"full"``. Names that did not run are left out.
         columns: More columns: key in the results, and digits, by heading.
         unit: What test samples are called.
+        drawn: What each seed draws.
         tables: More tables, printed below the others.
         panel: Draws the third panel of the picture.
     """
-
-    def best_epoch(result: Mapping) -> Mapping:
-        return min(result["history"], key=lambda epoch: epoch["loss"])
 
     def column(some: Sequence[Mapping], key: str, digits: int) -> str:
         values = [result[key] for result in some if result.get(key) is not None]
         return f"{np.mean(values):,.{digits}f}" if values else "-"
 
     key, digits = metric.key, metric.digits
-    trained = {name: some for name, some in runs.items() if some[0]["history"]}
-    values = {n: [r[key] for r in some] for n, some in runs.items() if some[0][key] is not None}
+    trained = {name: some for name, some in runs.items() if any(r["history"] for r in some)}
+    values = {n: [r[key] for r in some if r[key] is not None] for n, some in runs.items()}
+    values = {name: some for name, some in values.items() if some}
     columns = {**(columns or {}), "seconds": ("seconds", 1)}
     rows = []
     for name, some in runs.items():
         test = mean_spread(values[name], digits) if name in values else "n/a"
-        val = mean_spread([best_epoch(r)[key] for r in some], digits) if name in trained else "-"
+        if 0 < len(values.get(name, ())) < len(some):
+            test += f" ({len(values[name])} of {len(some)} seeds)"
+        val = mean_spread([_best_epoch(r)[key] for r in some if r["history"]], digits) if name in trained else "-"
         rows.append((name, test, val, *(column(some, *one) for one in columns.values()), some[-1]["reason"]))
     several = len(some) > 1
     seeds = f"mean ± sd, {len(some)} seeds" if several else "one seed"
@@ -250,7 +267,7 @@ def print_card(
     )
 
     if classes:
-        best = min(trained, key=lambda name: sum(best_epoch(r)["loss"] for r in trained[name]))
+        best = best_strategy(runs)
         targets, predictions = ([v for r in runs[best] for v in r[name]] for name in ("targets", "predictions"))
         heading = f"{best}, the lowest validation loss: test {unit}" + (" of all seeds" if several else "")
         console.print(class_table(heading, targets, predictions, classes, unit))
@@ -265,11 +282,11 @@ def print_card(
     if pairs is None:
         pairs = [(name, "scratch") for name in trained if name != "scratch"] + [("discriminative", "full")]
     for name, other in pairs:
-        if name in values and other in values:
+        if len(values.get(name, ())) == len(values.get(other, ())) == len(some):
             console.print(paired_difference(name, values[name], other, values[other], metric))
     if several:
         settled = f"A difference smaller than its ± is not settled by {len(some)} seeds; each seed draws its own"
-        console.print(f"{settled} {unit}, weights and order.", soft_wrap=True)
+        console.print(f"{settled} {drawn}.", soft_wrap=True)
     for note in notes:
         console.print(note, soft_wrap=True)
     curves = {name: [[epoch[key] for epoch in r["history"]] for r in some] for name, some in trained.items()}
