@@ -117,7 +117,7 @@ def test_a_local_checkpoint_loads_trains_saves_and_gives_the_same_logits(
     strategy = ["--strategy", "full", *(["scratch", "head"] if kind == "bert" else [])]
     assert tagger.main(real(sentences, checkpoints / kind, job, *strategy)) == 0
     assert "tokenizer" not in capsys.readouterr().err
-    cfg = tagger.Config(**ft.load_json(job / "config.json") | {"strategy": ("full",)})
+    cfg = tagger.Config(**ft.load_config(job))
     net, tokenizer, labels = tagger.build(cfg, 0, cfg.model)
     assert labels == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
     ft.load_weights(net, job / "seed0" / "full" / "best.pt")
@@ -138,7 +138,7 @@ def test_a_local_checkpoint_loads_trains_saves_and_gives_the_same_logits(
 def test_lora_leaves_its_adapter_and_the_merged_model(tagger, sentences, checkpoints, tmp_path):
     job = tmp_path / "job"
     assert tagger.main(real(sentences, checkpoints / "distilbert", job, "--strategy", "lora")) == 0
-    cfg = tagger.Config(**ft.load_json(job / "config.json") | {"strategy": ("lora",)})
+    cfg = tagger.Config(**ft.load_config(job))
     net, tokenizer, _ = tagger.build(cfg, 0, cfg.model)
     adapted = ft.load_adapter(net, job / "seed0" / "lora" / "adapter")
     merged = AutoModelForTokenClassification.from_pretrained(job / "seed0" / "lora" / "model")
