@@ -1,7 +1,7 @@
 """`bptools recipes`: the recipes as files that one copies, edits, and compares with what became of them here.
 
 A copy is the user's. Beside it, in a folder that is to be committed with it, stays what the recipe was when it was
-copied, so that `diff` can tell later changes of ours from the user's own.
+copied, so that `diff` can tell later changes of ours from the user's own, and merge both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import difflib
 import json
 import os
 import shlex
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -58,6 +61,8 @@ class Diff:
     """The copied file, or the recipe's name where it lies in this folder."""
     mine: bool = False
     """Show what you changed in the copy instead."""
+    merge: bool = False
+    """Merge what changed upstream into your copy, by git; the status is 1 if conflicts are left, marked."""
 
 
 Action = (
@@ -186,11 +191,13 @@ def copy_recipe(action: Cp) -> int:
 
 
 def show_changes(action: Diff) -> int:
-    """Print how a recipe differs from what it was when it was copied, or how the copy does.
+    """Print how a recipe differs from what it was when it was copied, or how the copy does; or merge both.
 
     Raises:
-        RecipeError: If the copy, what it was, or the recipe is missing.
+        RecipeError: If the copy, what it was, or the recipe is missing, or they cannot be merged.
     """
+    if action.mine and action.merge:
+        raise RecipeError("--mine, --merge: expected one of them, got both")
     copy = find_copy(action.name)
     name = copy.path.stem
     labels = [f"{name} of bptools {copy.version}, when it was copied"]
@@ -208,8 +215,40 @@ def show_changes(action: Diff) -> int:
     if not changes:
         print(same)
         return 0
+    if action.merge:
+        return _merge(copy, new, labels)
     _print_diff(changes)
     return 1
+
+
+def _merge(copy: Copy, new: Path, labels: list[str]) -> int:
+    """Merge what changed from ``copy.before`` to ``new`` into the copy, which is then one of ``new``."""
+    git = shutil.which("git")
+    if git is None:
+        raise RecipeError("--merge: expected git, which is not installed")
+    mine = _read_lines(copy.path)
+    if any(line.startswith("<<<<<<< ") for line in mine):
+        raise RecipeError(f"{copy.path}: conflicts of an earlier merge are marked there; resolve them first")
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [Path(folder, side) for side in ("mine", "before", "new")]
+        for side, lines in zip(sides, (mine, _read_lines(copy.before), _read_lines(new)), strict=True):
+            side.write_bytes("".join(lines).encode())
+        titles = [word for label in (str(copy.path), *labels) for word in ("-L", label)]
+        run = subprocess.run([git, "merge-file", "-p", *titles, *sides], capture_output=True)
+    if not 0 <= run.returncode <= 127:  # the number of conflicts, unless it failed or was killed
+        said = " ".join(run.stderr.decode(errors="replace").split()) or f"exit status {run.returncode}"
+        raise RecipeError(f"{copy.path}: git merge-file: {said}")
+    ends = b"\r\n" if b"\r\n" in copy.path.read_bytes() else b"\n"
+    _write(copy.path, run.stdout.replace(b"\n", ends))
+    _keep(copy.before.parent, new)
+    print(f"merged {labels[1]} into {copy.path}")
+    for path in _find_data(new):
+        if not (copy.path.parent / "data" / path.name).exists():
+            _write(copy.path.parent / "data" / path.name, path.read_bytes())
+            print(f"wrote {copy.path.parent / 'data' / path.name}")
+    if run.returncode:
+        print(f"conflicts to resolve: {run.returncode}, marked by <<<<<<< and >>>>>>>")
+    return int(run.returncode > 0)
 
 
 def _hint(wanted: str, known: Collection[str]) -> str:
@@ -266,11 +305,13 @@ def _print_diff(lines: Iterable[str]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file that is whole or as it was."""
+    """Write a file that is whole or as it was, with the mode that it had."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(data)
+        if path.exists():
+            shutil.copymode(path, part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -214,6 +214,85 @@ def test_a_reader_that_has_seen_enough(tmp_path):
     assert process.returncode == 2
 
 
+def test_merge(upstream, copied, run_bptools):
+    """Both changes are in the copy, which is then one of the new recipe, with the data that this reads."""
+    rewrite(copied / "words.py", Count="Count my")
+    (copied / "words.py").chmod(0o755)
+    rewrite(upstream / "words.py", **{"words.csv": "other.csv"})
+    rewrite(copied / ".bptools" / "versions.json", **{version("bptools"): "0.0.7"})
+    status, out, err = run_bptools("recipes", "diff", "words", "--merge")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        f"merged words of bptools {version('bptools')} into words.py", "wrote data/other.csv",
+    ]  # fmt: skip
+    assert (copied / "words.py").read_text() == (upstream / "words.py").read_text().replace("Count", "Count my")
+    assert (copied / "words.py").stat().st_mode & 0o777 == 0o755
+    assert (copied / "data" / "other.csv").read_bytes() == (upstream / "data" / "other.csv").read_bytes()
+    for options in ((), ("--merge",)):
+        status, out, _ = run_bptools("recipes", "diff", "words", *options)
+        assert status == 0
+        assert out == f"words: no change upstream since it was copied (bptools {version('bptools')})\n"
+    out = run_bptools("recipes", "diff", "words", "--mine")[1]
+    assert [line for line in out.splitlines()[2:] if line[0] in "+-"] == ['-"""Count', '+"""Count my']
+
+
+def test_merge_leaves_conflicts_marked(upstream, copied, run_bptools):
+    rewrite(copied / "words.py", DATA="MINE")
+    rewrite(upstream / "words.py", DATA="THEIRS")
+    status, out, err = run_bptools("recipes", "diff", "words", "--merge")
+    assert (status, err) == (1, "")
+    assert out.splitlines()[-1] == "conflicts to resolve: 1, marked by <<<<<<< and >>>>>>>"
+    lines = (copied / "words.py").read_text().splitlines()
+    assert lines[-5:] == [
+        "<<<<<<< words.py",
+        'MINE = "words.csv"',
+        "=======",
+        'THEIRS = "words.csv"',
+        f">>>>>>> words of bptools {version('bptools')}",
+    ]
+    rewrite(upstream / "words.py", Count="List")
+    before = (copied / "words.py").read_bytes()
+    status, out, err = run_bptools("recipes", "diff", "words", "--merge")
+    assert (status, out) == (2, "")
+    assert err == "error: words.py: conflicts of an earlier merge are marked there; resolve them first\n"
+    assert (copied / "words.py").read_bytes() == before
+
+
+def test_merge_keeps_the_ends_of_lines(upstream, copied, run_bptools):
+    """As git checks out on Windows; what was kept has them too, then."""
+    for path in (copied / "words.py", copied / ".bptools" / "words.py"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert run_bptools("recipes", "diff", "words")[0] == 0
+    rewrite(upstream / "words.py", DATA="THEIRS")
+    assert run_bptools("recipes", "diff", "words", "--merge")[0] == 0
+    assert (copied / "words.py").read_bytes() == (upstream / "words.py").read_bytes().replace(b"\n", b"\r\n")
+
+
+def test_merge_needs_git(upstream, copied, run_bptools, monkeypatch):
+    rewrite(upstream / "words.py", DATA="THEIRS")
+    monkeypatch.setenv("PATH", "")
+    assert run_bptools("recipes", "diff", "words", "--merge") == (
+        2, "", "error: --merge: expected git, which is not installed\n",
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for git is a shell script")
+@pytest.mark.parametrize(
+    ("script", "said"), [("kill -9 $$", "exit status -9"), ("echo fatal: >&2; echo no >&2; exit 255", "fatal: no")]
+)
+def test_a_merge_that_fails_changes_nothing(upstream, copied, run_bptools, tmp_path, monkeypatch, script, said):
+    git = tmp_path / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text(f"#!/bin/sh\n{script}\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(git.parent))
+    rewrite(upstream / "words.py", DATA="THEIRS")
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    status, out, err = run_bptools("recipes", "diff", "words", "--merge")
+    assert (status, out, err) == (2, "", f"error: words.py: git merge-file: {said}\n")
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
 def spoil(upstream, mine, how):
     if how == "no copy":
         (mine / "words.py").unlink()
@@ -250,6 +329,7 @@ REMOVED = f"words of bptools {version('bptools')} was removed or renamed since"
         ("not text", ["words", "--mine"], ".bptools/words.py: expected UTF-8; "),
         ("renamed upstream", ["words"], f"{REMOVED}: no recipe 'words'; did you mean word?"),
         ("gone upstream", ["words"], f"{REMOVED}: no recipe 'words'; there are images"),
+        ("nothing", ["words", "--mine", "--merge"], "--mine, --merge: expected one of them, got both"),
     ],
 )
 def test_what_cannot_be_compared_is_said(upstream, copied, run_bptools, how, arguments, words):
