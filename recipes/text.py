@@ -74,7 +74,8 @@ class Config(ft.TransferSettings):
 
 REAL = Config(model="distilbert-base-multilingual-cased", label_column="label", strategy=("discriminative",),
               epochs=4, batch_size=16, lr=5e-5, lr_decay=0.9, seeds=1, patience=2)  # fmt: skip
-LIMITS = {"holdout": (0.001, 0.999), "length": (4, 100_000), "pretrain_epochs": (0, 10_000), "smoothing": (0, 0.9)}
+LIMITS = {"holdout": (0.001, 0.999), "labels": (1, 100_000), "length": (4, 100_000),
+          "pretrain_epochs": (0, 10_000), "smoothing": (0, 0.9)}  # fmt: skip
 WIDTH, LAYERS, PIECES, BLOCK = 128, 2, 1500, 64  # of the small encoder
 PEERS = {"majority": "always the most frequent class", "n-grams": "logistic regression, not a network"}
 
@@ -88,7 +89,7 @@ def resolve(cfg: Config) -> Config:
         raise ft.InputError("--strategy lora: expected --parallel ddp or none, as adapters are small, got fsdp")
     splits = read_data(cfg, cfg.seed)
     model, tokenizer = build(cfg, splits.classes, Path(), pretrained=cfg.model != "small")
-    ft.check_encoder(model, tokenizer(splits.train.texts[0], return_tensors="pt"), cfg.length, cfg.phases)
+    ft.check_encoder(model, example(cfg, splits, tokenizer), cfg.length, cfg.phases)
     return cfg
 
 
@@ -120,11 +121,20 @@ def build(cfg: Config, classes: Sequence[str], folder: Path, pretrained: bool) -
     if source:
         model, tokenizer = ft.load_pretrained(auto, source, **names)
         if not pretrained:
-            model = bptools.nn.convert(auto.from_config(model.config))
+            model = auto.from_config(model.config)
+            bptools.nn.convert(model)
     else:
         tokenizer = ft.word_pieces([*unlabelled(cfg)[0], *3 * unlabelled(cfg)[1]], PIECES, lower=True)
         model = ft.small_encoder(auto, tokenizer, width=WIDTH, layers=LAYERS, length=cfg.length, **names)
     return (model if cfg.head == "own" else ft.TextClassifier(model, len(classes), cfg.head, cfg.pool)), tokenizer
+
+
+def example(cfg: Config, splits: ft.TextSplits, tokenizer: Any) -> dict[str, Any]:
+    """Return a batch of two texts, without labels."""
+    some = ft.TokenisedTexts(splits.train.take([0, 1]), splits.classes, tokenizer, cfg.length)
+    batch = ft.Pad(tokenizer)([some[0], some[1]])
+    del batch["labels"]
+    return batch
 
 
 def pretrain(cfg: Config, parallel: ft.Parallel, seed: int, folder: Path, **options: Any) -> dict[str, Any]:
@@ -135,7 +145,7 @@ def pretrain(cfg: Config, parallel: ft.Parallel, seed: int, folder: Path, **opti
     held = [text for texts in unlabelled(cfg) for text in texts[::10]]
     kept = [[text for i, text in enumerate(texts) if i % 10] for texts in unlabelled(cfg)]
     blocks, check = (
-        ft.Augmented(ConcatDataset([ft.MaskedBlocks(texts, tokenizer, BLOCK) for texts in parts]))
+        ft.Augmented(ConcatDataset([ft.MaskedBlocks(texts, tokenizer, min(BLOCK, cfg.length)) for texts in parts]))
         for parts in (kept, [held])
     )
     depths = ft.parameter_depths(model, {"input_ids": blocks[0]["input_ids"][None].to(parallel.device)})
@@ -182,9 +192,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
         ft.evaluate, model, device=parallel.device, batch_size=64, collate=pad, outputs=ft.labelled_outputs
     )
 
-    example = ft.to_device(pad([tokenised[0][0]]), parallel.device)
-    del example["labels"]
-    depths = ft.parameter_depths(model, example)
+    depths = ft.parameter_depths(model, ft.to_device(example(cfg, splits, tokenizer), parallel.device))
     loss = partial(ft.labelled_loss, smoothing=cfg.smoothing)
     stepper = ft.make_stepper(cfg, model, loss, depths, parallel)
     phases = ft.strategy_phases(name, cfg.epochs, cfg.phases, cfg.lr_decay, frozen_dropout=cfg.frozen_dropout)

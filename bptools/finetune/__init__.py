@@ -22,6 +22,8 @@ from .batches import count_samples, count_tokens, split_batch, supervised, to_de
 from .card import (
     ACCURACY,
     Metric,
+    best_seed,
+    best_strategy,
     class_table,
     confusion_figure,
     one_run,
@@ -44,8 +46,16 @@ from .checkpoint import (
     whole_state,
 )
 from .command import exit_status, load_config, restarted
+from .conll import (
+    Sentences,
+    TagSplits,
+    conll_folder,
+    draw_sentences,
+    read_conll,
+)
 from .corpus import byte_pairs, python_help, word_pieces
-from .data import Augmented, Splits, make_loader
+from .data import Augmented, Mixed, Splits, make_loader
+from .deploy import check_export, deploy
 from .devices import resolve_amp, resolve_device
 from .distributed import Parallel, job_time, parallel_from_env, shutdown, speaks
 from .ema import Ema
@@ -64,6 +74,7 @@ from .encoders import (
 from .errors import InputError, expect_positive, one_line
 from .evaluation import Evaluation, evaluate
 from .export import export, load_adapter, save_adapter, whole_folder
+from .imbalance import balanced_loss, class_weights, focal_cross_entropy, sample_weights
 from .interrupt import Interrupt
 from .job import Dir, Recipe, Settings, TransferSettings, make_run, make_stepper, not_trained
 from .language import (
@@ -95,10 +106,37 @@ from .phases import (
 from .report import trainability_report
 from .run import Run, Stopped
 from .schedule import SCHEDULES, make_schedule
+from .screening import (
+    AUC,
+    Rule,
+    area,
+    bootstrap,
+    fit_rule,
+    measures,
+    print_screening,
+    roc_panel,
+    screening_figures,
+)
 from .settings import check_settings
 from .sharded import ShardedStore
 from .stepper import Stepper, StepResult
 from .stopping import EarlyStopping
+from .tagging import (
+    EntityScores,
+    TaggedWords,
+    draw_types,
+    entities,
+    entity_scores,
+    entity_table,
+    label_names,
+    labels_of_head,
+    tag_mistakes,
+    tagged_outputs,
+    tags_by_dictionary,
+    tags_by_word,
+    tokenizer_notes,
+    words_apart,
+)
 from .text import (
     Texts,
     TextSplits,
@@ -113,7 +151,8 @@ from .text import (
 from .verify import dry_run, verify, verify_kind
 
 if TYPE_CHECKING:
-    from .images import digits, image_folder
+    from .augment import augmentation, mixing
+    from .images import digits, image_folder, labels_of
     from .models import (
         Classifier,
         check_model,
@@ -126,23 +165,33 @@ if TYPE_CHECKING:
         torchvision_classifier,
     )
 
-# Their modules import torchvision, which takes longer than all the rest.
-_IMAGES = ("digits", "image_folder")
-_MODELS = (
-    "Classifier", "check_model", "find_head", "input_format", "replace_head", "resolve_weights",
-    "small_classifier", "small_cnn", "torchvision_classifier",
-)  # fmt: skip
-_LAZY = dict.fromkeys(_IMAGES, "images") | dict.fromkeys(_MODELS, "models")
+# Their modules import torchvision or transformers, which takes longer than all the rest.
+_LAZY = {
+    "augment": ("augmentation", "mixing"),
+    "causal": (
+        "CausalBatch", "Documents", "Footprint", "TEMPLATE", "TokenRows", "causal_loss", "causal_scores",
+        "chat_tokenizer", "check_packing", "complete", "document_folder", "footprint", "labelled_chats",
+        "load_causal", "merged_difference", "output_name", "prompt_from_text", "samples_text", "small_causal",
+        "tokenise",
+    ),
+    "images": ("digits", "image_folder", "labels_of"),
+    "models": (
+        "Classifier", "check_model", "find_head", "input_format", "replace_head", "resolve_weights",
+        "small_classifier", "small_cnn", "torchvision_classifier",
+    ),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
     "ACCURACY",
+    "AUC",
     "SCHEDULES",
     "Adapter",
     "Augmented",
@@ -150,12 +199,14 @@ __all__ = [
     "Dir",
     "EarlyStopping",
     "Ema",
+    "EntityScores",
     "Evaluation",
     "FileStore",
     "InputError",
     "Interrupt",
     "MaskedBlocks",
     "Metric",
+    "Mixed",
     "Monitor",
     "NGrams",
     "Pad",
@@ -166,7 +217,9 @@ __all__ = [
     "RateFound",
     "Recipe",
     "RecurrentLanguageModel",
+    "Rule",
     "Run",
+    "Sentences",
     "Settings",
     "ShardedStore",
     "Splits",
@@ -174,33 +227,52 @@ __all__ = [
     "Stepper",
     "Stopped",
     "Streams",
+    "TagSplits",
+    "TaggedWords",
     "TextClassifier",
     "TextSplits",
     "Texts",
     "TokenisedTexts",
     "TransferSettings",
     "add_adapter",
+    "area",
+    "augmentation",
+    "balanced_loss",
+    "best_seed",
+    "best_strategy",
+    "bootstrap",
     "byte_pairs",
     "carried_loss",
     "check_encoder",
+    "check_export",
     "check_model",
     "check_optimizer",
     "check_settings",
     "class_table",
+    "class_weights",
     "confusion_figure",
+    "conll_folder",
     "continue_text",
     "count_samples",
     "count_tokens",
+    "deploy",
     "digits",
     "draw",
+    "draw_sentences",
     "draw_texts",
+    "draw_types",
     "dry_run",
     "enter_phase",
+    "entities",
+    "entity_scores",
+    "entity_table",
     "evaluate",
     "exit_status",
     "expect_positive",
     "export",
     "find_head",
+    "fit_rule",
+    "focal_cross_entropy",
     "fuse_lora",
     "gradual_phases",
     "head_names",
@@ -209,8 +281,11 @@ __all__ = [
     "image_folder",
     "input_format",
     "job_time",
+    "label_names",
     "labelled_loss",
     "labelled_outputs",
+    "labels_of",
+    "labels_of_head",
     "load_adapter",
     "load_checkpoint",
     "load_config",
@@ -225,8 +300,10 @@ __all__ = [
     "make_schedule",
     "make_stepper",
     "masked_loss",
+    "measures",
     "merge_adapter",
     "mistakes_figure",
+    "mixing",
     "needs_redraw",
     "not_trained",
     "one_line",
@@ -238,8 +315,10 @@ __all__ = [
     "plain_table",
     "print_card",
     "print_comparison",
+    "print_screening",
     "python_help",
     "random_state",
+    "read_conll",
     "read_text",
     "read_texts",
     "replace_head",
@@ -247,9 +326,12 @@ __all__ = [
     "resolve_device",
     "resolve_weights",
     "restarted",
+    "roc_panel",
+    "sample_weights",
     "save_adapter",
     "save_checkpoint",
     "save_json",
+    "screening_figures",
     "set_modes",
     "set_random_state",
     "set_rates",
@@ -263,12 +345,17 @@ __all__ = [
     "split_batch",
     "strategy_phases",
     "supervised",
+    "tag_mistakes",
+    "tagged_outputs",
+    "tags_by_dictionary",
+    "tags_by_word",
     "text_baseline",
     "text_folder",
     "text_loss",
     "text_mistakes",
     "tied_parameters",
     "to_device",
+    "tokenizer_notes",
     "torchvision_classifier",
     "trainability_report",
     "trainable_share",
@@ -279,4 +366,5 @@ __all__ = [
     "whole_state",
     "windows",
     "word_pieces",
+    "words_apart",
 ]

@@ -13,6 +13,7 @@ import math
 import re
 import sys
 import textwrap
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -220,7 +221,9 @@ def wrap(model: nn.Module, config: PeftConfig, fuse: bool) -> PeftModel:
         elif isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         reason = textwrap.shorten(one_line(error), 200)
         raise InputError(f"peft refuses {type(model).__name__}: {reason}") from error

@@ -112,6 +112,21 @@ def confusion_figure(targets: Sequence[int], predictions: Sequence[int], classes
     return figure
 
 
+def _best_epoch(result: Mapping) -> Mapping:
+    return min(result["history"], key=lambda epoch: epoch["loss"])
+
+
+def best_seed(runs: Sequence[Mapping]) -> int:
+    """Return which of the results has the lowest validation loss."""
+    return min(range(len(runs)), key=lambda i: _best_epoch(runs[i])["loss"])
+
+
+def best_strategy(runs: Mapping[str, Sequence[Mapping]]) -> str:
+    """Return the name of those results, of one strategy over the seeds, with the lowest mean validation loss."""
+    trained = [name for name, some in runs.items() if all(result["history"] for result in some)]
+    return min(trained, key=lambda name: sum(_best_epoch(result)["loss"] for result in runs[name]))
+
+
 Panel = Callable[[Axes], None]
 
 
@@ -202,6 +217,7 @@ def print_card(
     columns: Mapping[str, tuple[str, int]] | None = None,
     unit: str = "images",
     drawn: str = "images, weights and order",
+    tables: Sequence[Table] = (),
     panel: Panel | None = None,
 ) -> None:
     """Print what a job came to, and save the picture of it as ``card.png`` in ``folder``.
@@ -221,11 +237,9 @@ def print_card(
         columns: More columns: key in the results, and digits, by heading.
         unit: What test samples are called.
         drawn: What each seed draws.
+        tables: More tables, printed below the others.
         panel: Draws the third panel of the picture.
     """
-
-    def best_epoch(result: Mapping) -> Mapping:
-        return min(result["history"], key=lambda epoch: epoch["loss"])
 
     def column(some: Sequence[Mapping], key: str, digits: int) -> str:
         values = [result[key] for result in some if result.get(key) is not None]
@@ -241,7 +255,7 @@ def print_card(
         test = mean_spread(values[name], digits) if name in values else "n/a"
         if 0 < len(values.get(name, ())) < len(some):
             test += f" ({len(values[name])} of {len(some)} seeds)"
-        val = mean_spread([best_epoch(r)[key] for r in some if r["history"]], digits) if name in trained else "-"
+        val = mean_spread([_best_epoch(r)[key] for r in some if r["history"]], digits) if name in trained else "-"
         rows.append((name, test, val, *(column(some, *one) for one in columns.values()), some[-1]["reason"]))
     several = len(some) > 1
     seeds = f"mean ± sd, {len(some)} seeds" if several else "one seed"
@@ -253,7 +267,7 @@ def print_card(
     )
 
     if classes:
-        best = min(trained, key=lambda name: sum(best_epoch(r)["loss"] for r in trained[name]))
+        best = best_strategy(runs)
         targets, predictions = ([v for r in runs[best] for v in r[name]] for name in ("targets", "predictions"))
         heading = f"{best}, the lowest validation loss: test {unit}" + (" of all seeds" if several else "")
         console.print(class_table(heading, targets, predictions, classes, unit))
@@ -263,6 +277,8 @@ def print_card(
                 draw_confusion(axes, targets, predictions, classes)
                 axes.set_title(f"Confusion on the test {unit}: {best}")
 
+    for table in tables:
+        console.print(table)
     if pairs is None:
         pairs = [(name, "scratch") for name in trained if name != "scratch"] + [("discriminative", "full")]
     for name, other in pairs:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.tensor import DTensor
 
 from .distributed import Parallel
-from .errors import InputError
+from .errors import InputError, one_line
 
 logger = logging.getLogger("bptools.finetune")
 
@@ -228,7 +228,13 @@ class FileStore:
         return {**state["extra"], "random": randoms[self.parallel.rank] if same else None}
 
 
-def load_weights(model: nn.Module, path: str | Path, *, replaceable: Sequence[str] = ()) -> list[str]:
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    replaceable: Sequence[str] = (),
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> list[str]:
     """Load a weights file into ``model``, strictly, but for ``replaceable`` modules of another shape.
 
     The file holds a state dict, bare or under ``"model"`` or ``"state_dict"``. Prefixes left by
@@ -238,6 +244,7 @@ def load_weights(model: nn.Module, path: str | Path, *, replaceable: Sequence[st
         model: Receives the weights.
         path: The file.
         replaceable: Module names (a new head) that keep their own values if the file's do not fit.
+        adapt: Changes what the file holds so that it fits, where it raises no ValueError.
 
     Returns:
         Names of the entries that kept the model's own values.
@@ -249,6 +256,11 @@ def load_weights(model: nn.Module, path: str | Path, *, replaceable: Sequence[st
     for key in ("model", "state_dict"):
         state = state[key] if isinstance(state.get(key), dict) else state
     state = {k.removeprefix("module.").replace("_orig_mod.", ""): v for k, v in state.items()}
+    if adapt is not None:
+        try:
+            state = adapt(state)
+        except ValueError as error:
+            raise InputError(f"{path} does not fit the model: {one_line(error)}") from error
     own = model.state_dict()
     shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in state.items()}
     kept = [

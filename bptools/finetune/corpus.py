@@ -44,7 +44,8 @@ def word_pieces(texts: Iterable[str], size: int, *, lower: bool = False) -> "Pre
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[SEP]", "[CLS]")]
     tokenizer.post_processor = processors.BertProcessing(*ends)
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
 def byte_pairs(texts: Iterable[str], size: int, special: Sequence[str] = ()) -> "PreTrainedTokenizerFast":

@@ -3,23 +3,48 @@
 import os
 import random
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from .distributed import Parallel
+
+LONE = Parallel()
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Put the generators of Python, NumPy and PyTorch (CPU) back at the end."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def _set_generators(*numbers: int) -> None:
+    number = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)
+    torch.default_generator.manual_seed(number)
 
 
 class Augmented(Dataset):
     """A data set with random transformations, whose random numbers depend on seed, epoch and index alone.
 
     So a sample is the same whichever process or worker loads it, and in whichever order; also after a resume.
-    The generators of Python, NumPy and PyTorch (CPU) are set for each sample, and put back.
+    The generators of Python, NumPy and PyTorch (CPU) are set for each sample, and put back. In a list of
+    indices, those beyond the last sample begin again at the first one, with other random numbers.
 
     Args:
         data: Samples, made with these generators.
@@ -33,23 +58,51 @@ class Augmented(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Any:
+        if index >= len(self):
+            raise IndexError(f"index: expected less than {len(self)}, got {index}")
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        try:
+        with _generators_kept():
             return [self._sample(index) for index in indices]
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
-            torch.set_rng_state(before[2])
 
     def _sample(self, index: int) -> Any:
-        number = int(np.random.SeedSequence((self.seed, index)).generate_state(1)[0])
-        random.seed(number)
-        np.random.seed(number)
-        torch.default_generator.manual_seed(number)
-        return self.data[index]
+        _set_generators(self.seed, index)
+        return self.data[index % len(self.data)]
+
+
+class Mixed(Dataset):
+    """A data set whose samples are mixed within each batch; :func:`make_loader` asks it for whole batches.
+
+    The random numbers of a batch depend on seed, epoch and the batch's indices alone. Each process takes a stretch
+    of the batch; it loads the sample before it too, with which the first one is mixed. So all processes together
+    have the batch that one would.
+
+    Args:
+        data: Samples of a tensor and a label.
+        mix: Maps a batch ``(n, ...)`` and labels ``(n,)`` to a mixed batch and probabilities ``(n, classes)``,
+            each row from itself and the row before, the first from the last: ``v2.MixUp`` and ``v2.CutMix`` do.
+        seed: Number that stands for seed and epoch.
+        parallel: This process among those that share each batch.
+    """
+
+    def __init__(
+        self, data: Dataset, mix: Callable[[Tensor, Tensor], Any], seed: int = 0, parallel: Parallel = LONE
+    ):
+        self.data, self.mix, self.seed, self.parallel = data, mix, seed, parallel
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        places = np.array_split(np.arange(len(indices)), self.parallel.size)[self.parallel.rank]
+        near = [indices[place] for place in (places[0] - 1, *places)]
+        load = getattr(self.data, "__getitems__", lambda indices: [self.data[index] for index in indices])
+        own = load(near)
+        with _generators_kept():
+            _set_generators(self.seed, *indices)
+            inputs, targets = self.mix(*default_collate(own))
+        return list(zip(inputs[1:], targets[1:], strict=True))
 
 
 @dataclass(frozen=True)
@@ -61,17 +114,28 @@ class Splits:
         val: What chooses the best epoch.
         test: What the result is measured on; the same object as ``val`` where there is no third part.
         classes: Class names, by label.
+        preprocessing: What was done to make an input of a file, in plain values, for whoever uses the model.
     """
 
     train: Dataset
     val: Dataset
     test: Dataset
     classes: tuple[str, ...]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     def sizes(self) -> str:
         """Return the number of images in each part, in words."""
         parts = f"{len(self.train)} to train, {len(self.val)} to pick the best epoch"
         return f"{parts} and to test" if self.test is self.val else f"{parts}, {len(self.test)} to test"
+
+
+def _told_apart(order: Tensor) -> Tensor:
+    """Add the number of samples to an index for each time that it came before."""
+    times: Counter[int] = Counter()
+    for place, index in enumerate(order.tolist()):
+        order[place] += len(order) * times[index]
+        times[index] += 1
+    return order
 
 
 def _set_apart(_: int) -> None:
@@ -86,6 +150,8 @@ def make_loader(
     workers: int = 0,
     parallel: Parallel | None = None,
     collate: Callable[[list], Any] | None = None,
+    mix: Callable[[Tensor, Tensor], Any] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> StatefulDataLoader:
     """Return a loader whose order, and whose samples, depend on nothing but ``seed``.
 
@@ -100,22 +166,35 @@ def make_loader(
         workers: Processes that load.
         parallel: This process among those that share the batches; by default each batch is whole.
         collate: Makes a batch of a list of samples; by default tensors are stacked.
+        mix: Mixes the samples of each batch, as :class:`Mixed` says.
+        weights: How likely each sample is to be drawn, where ``seed`` draws as many as there are with replacement;
+            by default each comes once. Augmented ones then get random numbers of their own each time.
 
     Raises:
         InputError: If the smallest batch has fewer samples than there are processes.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    generator = torch.Generator()
+    generator, number = torch.Generator(), 0
     order = torch.arange(len(data))
     if seed is not None:
         number = seed[0] * 1_000_003 + seed[1]
         generator.manual_seed(number)
-        order = order[torch.randperm(len(data), generator=generator)]
-        data = Augmented(data.data, number) if isinstance(data, Augmented) else data
+        if weights is None:
+            order = order[torch.randperm(len(data), generator=generator)]
+        else:
+            likely = torch.tensor(weights, dtype=torch.float64)
+            order = torch.multinomial(likely, len(data), replacement=True, generator=generator)
+        if isinstance(data, Augmented):
+            data = Augmented(data.data, number)
+            order = order if weights is None else _told_apart(order)
     batches = [chunk.tolist() for chunk in order.tensor_split(-(-len(data) // batch_size))]
-    if parallel is not None:
-        batches = [parallel.share(batch) for batch in batches]
+    parallel = parallel or LONE
+    shares = [parallel.share(batch) for batch in batches]
+    if mix is None:
+        batches = shares
+    else:
+        data = Mixed(data, mix, number, parallel)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'set_vital' is deprecated")
         return StatefulDataLoader(

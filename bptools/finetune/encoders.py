@@ -8,6 +8,7 @@ Source: Devlin et al., arXiv 1810.04805 (15 % of the pieces; of these 80 % maske
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -48,8 +49,9 @@ def load_pretrained(
         config: Changes of the model's configuration, such as ``num_labels``.
 
     Returns:
-        The model, in float32 on the CPU and in evaluation mode, and its tokenizer. A head that the weights do not
-        have, or have in another size, is drawn at random.
+        The model, in float32 on the CPU and in evaluation mode, and its tokenizer, which gives what the model
+        takes, and pads with what ends a text if it has nothing else. A head or pooler that the weights do not
+        have, or a head that they have in another size, is drawn at random.
 
     Raises:
         InputError: If there is no such folder or name, it is torn, has no tokenizer or no model for that task.
@@ -74,17 +76,24 @@ def load_pretrained(
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
         raise InputError(f"{option} {name}: has no tokenizer that can be loaded: {one_line(error)}") from error
-    inner = {name for name, _ in model.base_model.named_parameters()}
-    prefix = f"{model.base_model_prefix}."
-    missing = sorted(key for key in info["missing_keys"] if key.removeprefix(prefix) in inner)
-    if len(missing) > len(inner) / 2:
-        what = (
-            f"{len(missing)} of {len(inner)} tensors of a {type(model).__name__} are missing, such as {missing[0]}"
-        )
-        raise InputError(f"{option} {name}: its weights are another model's: {what}")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers 5 makes of a folder without its files
+        raise InputError(f"{option} {name}: has no tokenizer that can be loaded: it has special tokens only")
+    inner, prefix = {name for name, _ in model.base_model.named_parameters()}, f"{model.base_model_prefix}."
+    wrong = [key for key in info["missing_keys"] if ".pooler." not in f".{key}"]
+    wrong += [key for key, *_ in info["mismatched_keys"]]
+    wrong = sorted(key for key in wrong if key.removeprefix(prefix) in inner)
+    if wrong:
+        what = f"{len(wrong)} of {len(inner)} tensors are missing or of another size, such as {wrong[0]}"
+        raise InputError(f"{option} {name}: its weights are not those of a {type(model).__name__}: {what}")
     size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
         raise InputError(f"{option} {name}: its tokenizer has {len(tokenizer)} pieces, its model {size}")
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # by which a decoder's classifier finds the last token
+    taken = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
     if convert:
         bptools.nn.convert(model)
     return model, tokenizer
@@ -131,14 +140,18 @@ class MaskedBlocks(Dataset):
         tokenizer: With a mask token.
         length: Word pieces in a block.
         share: Of the pieces that are to be guessed; special ones are never.
+
+    Raises:
+        InputError: If there are no texts.
     """
 
     def __init__(
         self, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int = 64, share: float = 0.15
     ):
-        ids = list(chain.from_iterable(tokenizer(list(texts), verbose=False)["input_ids"]))
-        if not ids:
+        texts = list(texts)
+        if not texts:
             raise InputError("texts: expected words to pretrain on, got none")
+        ids = list(chain.from_iterable(tokenizer(texts, verbose=False)["input_ids"]))
         whole = max(1, len(ids) // length) * length
         self.blocks = torch.tensor(ids[:whole]).view(-1, min(length, len(ids)))  # (n, length)
         self.mask, self.size, self.share = tokenizer.mask_token_id, len(tokenizer), share
@@ -161,9 +174,14 @@ class Pad:
     Args:
         tokenizer: Says what is put at the end of the shorter ones.
         longest: Samples are cut to this length; ``None`` for no limit.
+
+    Raises:
+        InputError: If it says nothing.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, longest: int | None = None):
+        if tokenizer.pad_token_id is None:
+            raise InputError("--model: its tokenizer has no token to pad with, and none that ends a text")
         self.ids, self.longest = tokenizer.pad_token_id, longest
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -224,6 +242,8 @@ class TextClassifier(nn.Module):
         self, encoder: PreTrainedModel, classes: int, head: str = "mlp", pool: str = "mean", dropout: float = 0.1
     ):
         super().__init__()
+        if getattr(encoder, "pooler", None) is not None:
+            encoder.pooler = None  # nothing reads what it gives
         width = encoder.config.hidden_size
         self.options = {"classes": classes, "head": head, "pool": pool, "dropout": dropout}
         self.encoder, self.pool = encoder, pool
@@ -256,13 +276,17 @@ class TextClassifier(nn.Module):
         """Return what :meth:`save_pretrained` wrote, in evaluation mode.
 
         Raises:
-            InputError: If a file is missing or torn.
+            InputError: If a file is missing or torn, or the head is another model's.
         """
         from transformers import AutoModel
 
         encoder, _ = load_pretrained(AutoModel, str(folder), option="folder")
-        model = cls(encoder, **load_json(Path(folder, HEAD_OPTIONS)))
-        model.classifier.load_state_dict(load_checkpoint(Path(folder, HEAD_WEIGHTS)))
+        options, weights = load_json(Path(folder, HEAD_OPTIONS)), load_checkpoint(Path(folder, HEAD_WEIGHTS))
+        try:
+            model = cls(encoder, **options)
+            model.classifier.load_state_dict(weights)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"{folder}: the head does not fit: {one_line(error)}") from error
         return model.eval()
 
 
@@ -285,7 +309,7 @@ def check_encoder(model: nn.Module, example: Mapping[str, Any], length: int, spe
 
     Args:
         model: An encoder with a head.
-        example: A batch of one text.
+        example: A batch of one text or more.
         length: Most word pieces of a text.
         specs: Phases, as :func:`bptools.finetune.parse_phases` reads them.
 
@@ -296,11 +320,11 @@ def check_encoder(model: nn.Module, example: Mapping[str, Any], length: int, spe
     most = getattr(config, "max_position_embeddings", None)
     if most and config.model_type in OFFSET_POSITIONS:
         most -= 2  # theirs begin after that of padding
-    if most and length > most:
+    if most and 0 < most < length:
         raise InputError(f"--length {length}: the model takes {most} word pieces at most")
     for phase in parse_phases(specs):
         match_parameters(model, phase.trainable, head_names(model))
     try:
         parameter_depths(model, dict(example))
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"--model: it does not run on a text: {one_line(error)}") from error

@@ -1,6 +1,6 @@
 """Measuring a classifier on a data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -13,13 +13,23 @@ from .data import make_loader
 
 
 class Evaluation(NamedTuple):
-    """Mean cross-entropy, accuracy in percent, true labels, predicted labels and the probabilities of these."""
+    """What a classifier comes to on a data set.
+
+    Attributes:
+        loss: Mean cross-entropy.
+        accuracy: In percent.
+        targets: True labels.
+        predictions: Predicted labels.
+        confidences: Probabilities of the predicted labels.
+        log_odds: Of two classes, the logit of the second less that of the first; of more, nothing.
+    """
 
     loss: float
     accuracy: float
     targets: list[int]
     predictions: list[int]
     confidences: list[float]
+    log_odds: Sequence[float] = ()
 
 
 def outputs_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -57,7 +67,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 batch or None, got {limit}")
     model.eval()
-    loss, targets, predictions, confidences = 0.0, [], [], []
+    loss, targets, predictions, confidences, log_odds = 0.0, [], [], [], []
     for batch in islice(make_loader(data, batch_size, workers=workers, collate=collate), limit):
         logits, labels = (t.cpu() for t in outputs(model, to_device(batch, torch.device(device))))
         logits = logits.float()  # (n, classes)
@@ -65,5 +75,7 @@ def evaluate(
         targets += labels.tolist()
         predictions += logits.argmax(1).tolist()
         confidences += logits.softmax(1).amax(1).tolist()
+        log_odds += logits.diff(dim=1).flatten().tolist() if logits.shape[1] == 2 else []
     right = sum(t == p for t, p in zip(targets, predictions, strict=True))
-    return Evaluation(loss / len(targets), 100 * right / len(targets), targets, predictions, confidences)
+    accuracy = 100 * right / len(targets)
+    return Evaluation(loss / len(targets), accuracy, targets, predictions, confidences, log_odds)

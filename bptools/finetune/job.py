@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 import tyro
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bptools.optim import Lamb
@@ -157,6 +157,8 @@ def make_run(
     *,
     collate: Callable[[list], Any] | None = None,
     shuffle: bool = True,
+    mix: Callable[[Tensor, Tensor], Any] | None = None,
+    weights: Sequence[float] | None = None,
     **options: Any,
 ) -> Run:
     """Return the run of ``cfg`` in ``folder``, over ``data`` in an order that ``seed`` and the epoch draw.
@@ -170,6 +172,8 @@ def make_run(
         seed: Of this run.
         collate: Makes a batch of a list of samples; by default tensors are stacked.
         shuffle: Whether the order is drawn, in each epoch anew.
+        mix: Mixes the samples of each batch, as :func:`bptools.finetune.make_loader` takes it.
+        weights: How likely each sample is to be drawn; by default each comes once an epoch.
         options: More of :class:`bptools.finetune.Run`'s.
     """
     parallel = stepper.parallel
@@ -177,8 +181,9 @@ def make_run(
     def loader(epoch: int) -> Any:
         order = (seed, epoch) if shuffle else None
         return make_loader(
-            data, cfg.batch_size, seed=order, workers=cfg.workers, parallel=parallel, collate=collate
-        )
+            data, cfg.batch_size, seed=order, workers=cfg.workers, parallel=parallel, collate=collate, mix=mix,
+            weights=weights,
+        )  # fmt: skip
 
     bar = sys.stdout.isatty() and parallel.main
     shown = {"title": f"seed {seed} {folder.name}", "items": len(data), "bar": bar}

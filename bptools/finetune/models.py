@@ -1,13 +1,15 @@
 """Classifiers: a small one from a namespace of layers, and any of torchvision's with a head of our size."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from bptools.optim import parameter_depths
 
@@ -138,7 +140,18 @@ def input_format(name: str, weights: str | None = None) -> tuple[int, tuple[floa
     return preset.crop_size[0], tuple(preset.mean), tuple(preset.std)
 
 
-def torchvision_classifier(name: str, classes: int, weights: str | None = None) -> Classifier:
+def _takes_one_size(name: str) -> bool:
+    return name.startswith("vit_")  # as many position embeddings as patches
+
+
+def _fit_positions(state: dict[str, Any], *, size: int, patch: int) -> dict[str, Any]:
+    """Interpolate the position embeddings of a vision transformer to those of images of another size."""
+    return interpolate_embeddings(size, patch, state) if "encoder.pos_embedding" in state else state
+
+
+def torchvision_classifier(
+    name: str, classes: int, weights: str | None = None, size: int | None = None
+) -> Classifier:
     """Return a torchvision classifier whose head has ``classes`` outputs.
 
     Args:
@@ -146,12 +159,16 @@ def torchvision_classifier(name: str, classes: int, weights: str | None = None) 
         classes: Outputs of the head.
         weights: ``None`` for random weights, the name of published ones (``"DEFAULT"``, ``"IMAGENET1K_V2"``),
             or a weights file. A file's head is kept where its shape fits.
+        size: Height and width of the images in pixels. Vision transformers are made for it, and the position
+            embeddings of their weights interpolated where these are for another; others do not look at it.
 
     Raises:
         InputError: If the model or the weights are unknown, cannot be downloaded, or do not fit.
     """
     published = _published(name, weights)
-    options = {}
+    options: dict[str, Any] = {}
+    if size and _takes_one_size(name) and not published:
+        options = {"image_size": size}
     if name in ("googlenet", "inception_v3"):  # the auxiliary heads are of no use here
         options = {"aux_logits": False} | ({} if published else {"init_weights": True})
     try:
@@ -160,10 +177,18 @@ def torchvision_classifier(name: str, classes: int, weights: str | None = None) 
         raise InputError(
             f"--weights {weights}: cannot download {published.url} ({error}); give a local file instead"
         ) from error
+    except AssertionError as error:
+        raise InputError(f"--size {size}: {name} takes multiples of its patch, the number in its name") from error
+    if published and size and _takes_one_size(name) and size != model.image_size:
+        known, model = model.state_dict(), torchvision_classifier(name, model.num_classes, size=size).model
+        model.load_state_dict(_fit_positions(known, size=size, patch=model.patch_size))
     head = find_head(model)
     replace_head(model, head, classes)
     file = weights if weights and not published else None
-    kept = load_weights(model, file, replaceable=[head]) if file else [head]
+    adapt = (
+        partial(_fit_positions, size=model.image_size, patch=model.patch_size) if _takes_one_size(name) else None
+    )
+    kept = load_weights(model, file, replaceable=[head], adapt=adapt) if file else [head]
     return Classifier(model, head, bool(kept))
 
 

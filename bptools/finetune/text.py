@@ -94,6 +94,9 @@ def read_texts(path: str | Path, text_column: str = "text", label_column: str = 
                         raise InputError(f"{path}, line {line}: {option} {column!r} is not there{near}")
                     if row[column] is None or not str(row[column]).strip():
                         raise InputError(f"{path}, line {line}: {column!r} is empty")
+                    if isinstance(row[column], (dict, list)):
+                        kind = type(row[column]).__name__
+                        raise InputError(f"{path}, line {line}: {column!r}: expected words, got {kind}")
                 texts.append(str(row[text_column]))
                 labels.append(str(row[label_column]).strip())
     except UnicodeDecodeError as error:
@@ -116,7 +119,9 @@ def _csv_rows(path: Path, file: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+        raise InputError(
+            f"{path}, line {reader.reader.line_num}: {error}"
+        ) from error  # its own is of the row before
 
 
 def _json_rows(path: Path, file: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -151,10 +156,12 @@ def text_folder(
         seed: Draws what is set aside.
 
     Raises:
-        InputError: As :func:`read_texts` does; if there is one class only, a class has too few texts to split, or
-            a label of another part is not in the training part.
+        InputError: As :func:`read_texts` does; if there is nothing at ``path``, there is one class only, a class
+            has too few texts to split, or a label of another part is not in the training part.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(f"no such file or folder: {path}")
     if not path.is_dir():
         whole = read_texts(path, text_column, label_column)
         classes = _classes(path, whole)

@@ -69,7 +69,11 @@ class NF4Linear(nn.Linear):
         return layer.train(linear.training)
 
     def _set(self, quantised: NF4Weight) -> None:
-        self.weight = nn.Parameter(quantised.packed, requires_grad=False)
+        old, new = self._parameters.get("weight"), quantised.packed
+        if old is not None and (old.shape, old.device) == (new.shape, new.device):
+            old.data = new  # whoever holds the parameter, such as an optimizer, has the new weight too
+        else:
+            self.weight = nn.Parameter(new, requires_grad=False)
         for name in STATISTICS:
             setattr(self, name, getattr(quantised, name))
         self.weight_dtype = quantised.dtype

@@ -6,7 +6,17 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
-from bptools.finetune import Augmented, InputError, Parallel, digits, image_folder, make_loader, one_line
+from bptools.finetune import (
+    Augmented,
+    InputError,
+    Parallel,
+    digits,
+    image_folder,
+    labels_of,
+    make_loader,
+    mixing,
+    one_line,
+)
 
 FORMAT = (16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # size, mean, std
 
@@ -199,3 +209,118 @@ def test_processes_share_each_batch():
     assert together == [sorted(batch) for batch in make_loader(Drawn(), 5, seed=(0, 0)).batch_sampler]
     with pytest.raises(InputError, match=r"--batch-size: expected at least one item for each of 3 processes"):
         make_loader(Drawn(), 2, seed=(0, 0), parallel=Parallel(0, 3))
+
+
+class Picture(Dataset):
+    """A coloured image of noise that is drawn anew each time, whose class is its index modulo 3."""
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, i):
+        return i + torch.rand(3, 6, 6), i % 3
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "both"])
+def test_mixing_depends_on_seed_epoch_and_batch_alone(name):
+    data, mix = Augmented(Picture()), mixing(name, 1.0, 3)
+
+    def batches(**options):
+        torch.manual_seed(7)  # the global generator plays no part
+        return list(make_loader(data, 4, mix=mix, **{"seed": (3, 1)} | options))
+
+    whole = batches()
+    assert [len(x) for x, _ in whole] == [4, 4, 3]  # 11 in batches of 4: the last is odd
+    assert all(y.shape == (len(x), 3) and torch.allclose(y.sum(1), torch.ones(len(x))) for x, y in whole)
+    assert any((y.amax(1) < 1).any() for _, y in whole)
+    for other in (batches(workers=2), batches()):
+        assert all(
+            torch.equal(a, b) for one, two in zip(whole, other, strict=True) for a, b in zip(one, two, strict=True)
+        )
+    for size in (2, 3):
+        parts = [batches(parallel=Parallel(rank, size)) for rank in range(size)]
+        for one, *shares in zip(whole, *parts, strict=True):
+            assert all(
+                torch.equal(torch.cat(some), a) for a, some in zip(one, zip(*shares, strict=True), strict=True)
+            )
+    assert not torch.equal(batches(seed=(3, 2))[0][0], whole[0][0])
+
+
+def test_mixing_goes_on_from_its_position():
+    mix = mixing("both", 1.0, 3)
+    whole = [x for x, _ in make_loader(Augmented(Picture()), 3, seed=(0, 0), mix=mix)]
+    first = make_loader(Augmented(Picture()), 3, seed=(0, 0), mix=mix)
+    stream = iter(first)
+    begun = [next(stream)[0] for _ in range(2)]
+    rest = make_loader(Augmented(Picture()), 3, seed=(0, 0), mix=mix)
+    rest.load_state_dict(first.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip([*begun, *(x for x, _ in rest)], whole, strict=True))
+
+
+def test_each_image_is_mixed_with_the_one_before():
+    data = TensorDataset(torch.eye(4).reshape(4, 4, 1, 1), torch.arange(4))
+    x, y = next(iter(make_loader(data, 4, mix=mixing("mixup", 1.0, 4))))
+    share = x[0, 0].item()
+    assert 0 < share < 1
+    expected = share * torch.eye(4) + (1 - share) * torch.eye(4).roll(1, 0)
+    assert torch.allclose(x.flatten(1), expected)
+    assert torch.allclose(y, expected)
+
+
+def test_weights_draw_with_replacement_and_repeat_exactly():
+    weights = [0.0] * 5 + [1.0] * 6
+    data = TensorDataset(torch.arange(11), torch.zeros(11))
+
+    def drawn(epoch, **options):
+        return [
+            i for x, _ in make_loader(data, 4, seed=(0, epoch), weights=weights, **options) for i in x.tolist()
+        ]
+
+    assert len(drawn(0)) == 11
+    assert min(drawn(0)) >= 5
+    assert drawn(0) == drawn(0) != drawn(1)
+    shares = [drawn(0, parallel=Parallel(rank, 2)) for rank in (0, 1)]
+    assert sorted(shares[0] + shares[1]) == sorted(drawn(0))
+
+
+def test_a_sample_drawn_twice_is_augmented_twice():
+    rows = [
+        row for x, _ in make_loader(Augmented(Drawn()), 12, seed=(0, 0), weights=[1.0] + [0.0] * 11) for row in x
+    ]
+    assert {int(row[0]) for row in rows} == {0}
+    assert len({row[1].item() for row in rows}) == 12
+
+
+def test_one_class_against_the_rest(flat):
+    draw(flat / "green", 5, (0, 255, 0))
+    splits = image_folder(flat, *FORMAT, positive="green")
+    assert splits.classes == ("other", "green")
+    labels = labels_of(splits.train)
+    assert labels == [label for _, label in splits.train]
+    assert sum(labels) == 5 - 2
+    with pytest.raises(
+        InputError, match=r"--positive 'gren': expected one of blue, green, red .did you mean 'green'"
+    ):
+        image_folder(flat, *FORMAT, positive="gren")
+    source, target = digits(0, positive="8")
+    assert (len(source.classes), target.classes) == (10, ("other", "8"))
+    assert [sum(labels_of(part)) for part in (target.train, target.val)] == [5, 30]
+    with pytest.raises(InputError, match=r"--positive '11': expected one of 0, 1"):
+        digits(0, positive="11")
+
+
+def test_two_classes_keep_their_names(flat):
+    assert image_folder(flat, *FORMAT, positive="blue").classes == ("red", "blue")
+
+
+@pytest.mark.parametrize("name", ["none", "affine", "randaugment", "trivial", "auto"])
+def test_augmentation_of_folders_and_digits(flat, name):
+    splits = image_folder(flat, *FORMAT, augment=name, erase=0.5)
+    images = [splits.train[i][0] for i in range(len(splits.train))]
+    assert all(image.shape == (3, 16, 16) and image.dtype == torch.float32 for image in images)
+    assert torch.equal(images[0], splits.train[0][0])
+    train = digits(0, augment=name)[1].train
+    assert (type(train) is TensorDataset) == (name == "none")
+    image, label = train[3]
+    assert (image.shape, image.dtype, int(label)) == ((1, 8, 8), torch.float32, labels_of(train)[3])
+    assert 0 <= image.min() <= image.max() <= 1

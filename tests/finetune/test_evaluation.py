@@ -20,6 +20,14 @@ def test_weighs_batches_by_samples():
     assert not model.training
 
 
+def test_two_classes_have_log_odds():
+    model, data = nn.Linear(3, 2), TensorDataset(torch.rand(5, 3), torch.randint(0, 2, (5,)))
+    result = evaluate(model, data, batch_size=2)
+    logits = model(data.tensors[0])
+    assert result.log_odds == pytest.approx((logits[:, 1] - logits[:, 0]).tolist())
+    assert evaluate(nn.Linear(3, 4), data).log_odds == []
+
+
 def test_a_trial_looks_at_few_batches():
     data = TensorDataset(torch.rand(8, 3), torch.randint(0, 4, (8,)))
     result = evaluate(nn.Linear(3, 4), data, batch_size=2, limit=2)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models import get_model, vision_transformer
 
 from bptools.finetune import (
     InputError,
@@ -14,6 +14,7 @@ from bptools.finetune import (
     small_cnn,
     torchvision_classifier,
 )
+from bptools.optim import parameter_depths
 
 
 @pytest.mark.parametrize("layers", ["torch.nn", "bptools.nn"])
@@ -76,6 +77,77 @@ def test_a_local_file(tmp_path):
     assert not own.new_head
     with pytest.raises(InputError, match=r"w.pth does not fit the model: .* missing"):
         torchvision_classifier("squeezenet1_1", 4, str(tmp_path / "w.pth"))
+
+
+@pytest.fixture
+def tiny_vit(monkeypatch):
+    """ViT-B/16 by name, with two narrow layers."""
+    whole = vision_transformer.VisionTransformer
+
+    def narrow(*, num_layers, num_heads, hidden_dim, mlp_dim, **options):
+        return whole(num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, **options)
+
+    monkeypatch.setattr(vision_transformer, "VisionTransformer", narrow)
+
+
+def test_a_vision_transformer_takes_other_sizes(tiny_vit, tmp_path):
+    torch.manual_seed(0)
+    source = get_model("vit_b_16", weights=None, image_size=64)
+    torch.save(source.state_dict(), tmp_path / "vit.pth")
+    same = torchvision_classifier("vit_b_16", 3, str(tmp_path / "vit.pth"), size=64)
+    other = torchvision_classifier("vit_b_16", 3, str(tmp_path / "vit.pth"), size=48)
+    assert (same.head, same.new_head) == ("heads.head", True)
+    assert torch.equal(same.model.encoder.pos_embedding, source.encoder.pos_embedding)
+    assert other.model(torch.rand(2, 3, 48, 48)).shape == (2, 3)
+    before, after = (m.encoder.pos_embedding for m in (source, other.model))
+    assert torch.equal(before[:, 0], after[:, 0])
+    corners = ((0, 3, 12, 15), (0, 2, 6, 8))  # of 4 * 4 patches, and of 3 * 3
+    a, b = (t[:, [1 + i for i in some]] for t, some in zip((before, after), corners, strict=True))
+    assert torch.allclose(a, b, atol=1e-5)
+    with pytest.raises(InputError, match=r"^--size 50: vit_b_16 takes multiples of its patch"):
+        torchvision_classifier("vit_b_16", 3, size=50)
+    torch.save(source.state_dict() | {"encoder.pos_embedding": torch.zeros(1, 12, 16)}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=r"odd.pth does not fit the model: seq_length is not a perfect square"):
+        torchvision_classifier("vit_b_16", 3, str(tmp_path / "odd.pth"), size=48)
+
+
+def test_published_position_embeddings_are_interpolated(tiny_vit, monkeypatch):
+    torch.manual_seed(0)
+    published = get_model("vit_b_16", weights=None)  # at 224 pixels
+    real = get_model
+    monkeypatch.setattr(
+        "bptools.finetune.models.get_model",
+        lambda name, weights, **options: published if weights else real(name, weights=None, **options),
+    )
+    net = torchvision_classifier("vit_b_16", 3, "DEFAULT", size=32)
+    assert net.model(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+    assert torch.equal(net.model.conv_proj.weight, published.conv_proj.weight)
+    assert net.model.encoder.pos_embedding.shape[1] == 5
+    assert torchvision_classifier("vit_b_16", 3, "DEFAULT", size=224).model is published
+
+
+@pytest.mark.parametrize(("name", "layers"), [("vit_b_16", 12), ("efficientnet_b0", 16)])
+def test_depths_and_rates_of_models_by_name(name, layers):
+    model = torchvision_classifier(name, 3, size=32).model
+    depths = parameter_depths(model, torch.rand(1, 3, 32, 32))
+    first, last = {
+        "vit_b_16": ("class_token", "heads.head.weight"),
+        "efficientnet_b0": ("features.0.0.weight", "classifier.1.weight"),
+    }[name]
+    assert depths[first] == 0
+    assert depths[last] == max(depths.values()) >= layers + 1
+    if name == "vit_b_16":
+        assert depths["encoder.pos_embedding"] == 0
+        blocks = [depths[f"encoder.layers.encoder_layer_{i}.mlp.0.weight"] for i in range(12)]
+        assert blocks == list(range(blocks[0], blocks[0] + 12))
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_l_32", "efficientnet_b0", "efficientnet_v2_s"])
+def test_published_names_are_read(name):
+    for weights in ("DEFAULT", "IMAGENET1K_V1"):
+        assert input_format(name, weights)[0] >= 224
+    with pytest.raises(InputError, match="expected a file or one of DEFAULT"):
+        input_format(name, "IMAGENET22K")
 
 
 def test_unknown_names_are_explained(tmp_path):

@@ -196,7 +196,7 @@ def test_bad_files_are_named(vision, images, tmp_path, capsys, spoil):
     assert f"{tmp_path / named[spoil]}" in error
 
 
-@pytest.mark.parametrize("option", [["--phases", "heed:3"], ["--model", "vit_b_16", "--size", "64"]])
+@pytest.mark.parametrize("option", [["--phases", "heed:3"], ["--model", "vit_b_16", "--size", "72"]])
 def test_a_rejected_job_leaves_nothing(vision, images, tmp_path, capsys, option):
     args = ["--data", str(images), "--weights", "None", "--size", "32", *option, "--log-dir", str(tmp_path / "x")]
     assert vision.main(args) == 2
