@@ -176,7 +176,7 @@ def test_models_by_name_train_from_a_file_and_export(vision, images, tmp_path, c
     args += ["--epochs", "2", "--phases", "head:1", "all:1", "--export", "both", "--log-dir", str(tmp_path / "x")]
     assert vision.main(args) == 0
     out = capsys.readouterr().out
-    assert len(re.findall(r"export/model\.(?:pt2|onnx) \(outputs differ by \d+e-\d+ of", out)) == 2
+    assert len(re.findall(r"export/model\.(?:pt2|onnx) \(outputs differ by \de[+-]\d+ of", out)) == 2
     kept = weights(tmp_path / "x", "discriminative")
     if name == "vit_b_16":
         assert kept["encoder.pos_embedding"].shape == (1, 5, 768)
