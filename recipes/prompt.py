@@ -225,10 +225,10 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
         notes.append("a prompt or prefix is an input, which no weight can take in: there is no merged model of it")
     columns = {"perplexity": ("perplexity", 2), "answers %": ("exact", 1), "trained": ("trained", 0),
                "trained %": ("share", 2)}  # fmt: skip
-    pairs = [(a, b) for b in ("scratch", "full") for a in cfg.strategy if a != b]
+    pairs = [(a, b) for b in ("scratch", "full") for a in cfg.strategy if a not in ("scratch", b)]
     ft.print_card(
         RECIPE.console, folder, f"{cfg.data or 'chat messages'}, {cfg.model}", runs, notes=notes, metric=LOSS,
-        pairs=pairs, columns=columns, unit="texts", panel=partial(draw_shares, runs),
+        pairs=pairs, columns=columns, unit="texts", drawn="texts to learn from, weights and order", panel=partial(draw_shares, runs),
     )  # fmt: skip
 
 
