@@ -251,7 +251,8 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     ]
     ft.print_card(
         RECIPE.console, folder, f"{cfg.data or 'chat messages'}, {cfg.model}", runs, notes=notes, metric=LOSS,
-        pairs=pairs, columns=columns, unit="texts", drawn="texts to learn from, weights and order", panel=partial(draw_memory, runs),
+        pairs=pairs, columns=columns, unit="texts", drawn="texts to learn from, weights and order",
+        panel=partial(draw_memory, runs),
     )  # fmt: skip
 
 

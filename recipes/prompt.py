@@ -228,7 +228,8 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     pairs = [(a, b) for b in ("scratch", "full") for a in cfg.strategy if a not in ("scratch", b)]
     ft.print_card(
         RECIPE.console, folder, f"{cfg.data or 'chat messages'}, {cfg.model}", runs, notes=notes, metric=LOSS,
-        pairs=pairs, columns=columns, unit="texts", drawn="texts to learn from, weights and order", panel=partial(draw_shares, runs),
+        pairs=pairs, columns=columns, unit="texts", drawn="texts to learn from, weights and order",
+        panel=partial(draw_shares, runs),
     )  # fmt: skip
 
 
