@@ -156,7 +156,7 @@ def pretrain(cfg: Config, parallel: ft.Parallel, seed: int, folder: Path, **opti
     if parallel.main:
         ft.export(model, folder / "encoder", processor=tokenizer)
     parallel.barrier()
-    return run.finish({"f1": guessed})
+    return run.finish({"f1": run.history[-1]["f1"]})
 
 
 def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path, **options: Any) -> dict:

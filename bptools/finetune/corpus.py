@@ -34,14 +34,21 @@ def word_pieces(texts: Iterable[str], size: int, *, lower: bool = False) -> "Pre
     from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    lowercase = [normalizers.Lowercase()] if lower else []
+    texts, normalizer = _some(texts), normalizers.Sequence([normalizers.NFC(), *lowercase])
+    letters = sorted({sign for text in texts for sign in normalizer.normalize_str(text) if not sign.isspace()})
+    # All letters are named to the trainer, which else numbers them as it meets them: otherwise in each process.
+    known = [*special, *letters, *(f"##{letter}" for letter in letters)]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lower else [])]
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=known, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    pieces = tokenizer.get_vocab()
+
+    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))  # to which letters are nothing special
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(_some(texts), trainer)
-    ends = [(name, tokenizer.token_to_id(name)) for name in ("[SEP]", "[CLS]")]
+    ends = [(name, pieces[name]) for name in ("[SEP]", "[CLS]")]
     tokenizer.post_processor = processors.BertProcessing(*ends)
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
     inputs = ["input_ids", "attention_mask"]

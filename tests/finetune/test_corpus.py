@@ -28,6 +28,13 @@ def test_word_pieces_know_what_they_were_trained_on(tmp_path, lower):
     assert AutoTokenizer.from_pretrained(tmp_path)(HINDI)["input_ids"] == tokenizer(HINDI)["input_ids"]
 
 
+# Trainers go through hash tables of random order; a resumed job, or another process, trains anew.
+@pytest.mark.parametrize("train", [word_pieces, byte_pairs])
+def test_the_same_pieces_each_time(train):
+    one, *others = (train([*python_help()[:200], HINDI], 700).get_vocab() for _ in range(4))
+    assert all(other == one for other in others)
+
+
 def test_byte_pairs_know_everything(tmp_path):
     tokenizer = byte_pairs(python_help(), 800, ["<|user|>"])
     assert len(tokenizer) == 800
