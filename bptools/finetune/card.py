@@ -189,7 +189,8 @@ def save_picture(
         left.set(xlabel="epoch", ylabel=f"validation {metric}")
         left.set_title(f"Validation {metric.name}" + (", mean ± sd over seeds" if several else ""))
         left.grid(alpha=0.25)
-        left.legend(loc="lower right" if metric.higher else "upper right", frameon=False)
+        if curves:
+            left.legend(loc="lower right" if metric.higher else "upper right", frameon=False)
         _draw_seeds(middle, values, colour, metric)
         middle.set(ylabel=f"test {metric}", title=f"Test {metric.name}: seeds (dots) and mean (line)")
         middle.grid(axis="y", alpha=0.25)

@@ -152,7 +152,7 @@ def carried_loss(model: RecurrentLanguageModel, carry: bool = True) -> LossFn:
     def loss(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         before = model.carried(batch)
         value, after = module(batch["ids"], batch["labels"], before if carry else torch.zeros_like(before))
-        if module.training:  # what only looks leaves it
+        if model.training:  # what only looks leaves it
             _move_on(model.state, batch["row"], after.to(model.state.dtype))
         return value
 
