@@ -49,14 +49,14 @@ class Config(ft.TransferSettings):
     """Column of the class; the messages have intent and sentiment."""
     model: str = "small"
     """"small", a folder that save_pretrained wrote, or a name on the hub."""
-    head: Literal["own", "linear", "mlp"] = "own"
+    head: Literal["own", "linear", "mlp"] = "linear"
     """What comes on top of the encoder: what the model's class has, a linear layer, or two with a tanh between."""
-    pool: Literal["first", "mean"] = "first"
+    pool: Literal["first", "mean"] = "mean"
     """What "linear" and "mlp" see of a text: its first hidden state, or the mean of all."""
     strategy: Annotated[tuple[Strategy, ...], tyro.conf.arg(metavar="NAME ...")] = get_args(Strategy)[:4]
     """Runs: scratch (from random weights), head, full (one rate), discriminative (in phases, rates by depth),
     lora (low-rank updates and the head; merged at the end)."""
-    epochs: int = 30
+    epochs: int = 20
     batch_size: int = 24
     lr: float = 1e-3
     lr_decay: float = 0.8
@@ -64,7 +64,7 @@ class Config(ft.TransferSettings):
     """Most word pieces of a text; what is longer is cut."""
     labels: int = 20
     """Labelled messages of each class in the demonstration, as many more to pick the epoch."""
-    pretrain_epochs: int = 12
+    pretrain_epochs: int = 3
     """Epochs of pretraining in the demonstration; 0: none."""
     holdout: float = 0.3
     """Share of a single file that is set aside, half to pick the epoch, half to test."""
@@ -72,11 +72,11 @@ class Config(ft.TransferSettings):
     """Label smoothing."""
 
 
-REAL = Config(model="distilbert-base-multilingual-cased", label_column="label", strategy=("discriminative",),
-              epochs=4, batch_size=16, lr=5e-5, lr_decay=0.9, seeds=1, patience=2)  # fmt: skip
+REAL = Config(model="distilbert-base-multilingual-cased", label_column="label", head="own", pool="first",
+              strategy=("discriminative",), epochs=4, batch_size=16, lr=5e-5, lr_decay=0.9, seeds=1, patience=2)  # fmt: skip
 LIMITS = {"holdout": (0.001, 0.999), "labels": (1, 100_000), "length": (4, 100_000),
           "pretrain_epochs": (0, 10_000), "smoothing": (0, 0.9)}  # fmt: skip
-WIDTH, LAYERS, PIECES, BLOCK = 128, 2, 1500, 64  # of the small encoder
+WIDTH, LAYERS, PIECES, BLOCK = 128, 2, 400, 64  # of the small encoder
 PEERS = {"majority": "always the most frequent class", "n-grams": "logistic regression, not a network"}
 
 

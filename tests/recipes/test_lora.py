@@ -261,8 +261,7 @@ def test_a_dry_run_and_the_search_for_a_rate(recipe, local, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "strategy"), [("lora", "lora"), ("lora", "qlora"), ("prompt", "prompt"),
-                                                  ("prompt", "prefix")])  # fmt: skip
+@pytest.mark.parametrize(("recipe", "strategy"), [("lora", "qlora"), ("prompt", "prefix")])
 def test_verify(recipe, strategy, local, tmp_path, monkeypatch, capsys, request):
     module = request.getfixturevalue(recipe)
     monkeypatch.chdir(tmp_path)

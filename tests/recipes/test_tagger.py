@@ -288,7 +288,7 @@ def test_the_search_for_a_rate_ends_with_a_suggestion(tagger, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["lora", "discriminative"])
+@pytest.mark.parametrize("strategy", ["lora"])
 def test_verify(tagger, tmp_path, monkeypatch, capsys, strategy):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(RECIPE.parents[1]))

@@ -185,7 +185,7 @@ def test_models_by_name_train_from_a_file_and_export(vision, images, tmp_path, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", ["digits", "images"])
+@pytest.mark.parametrize("data", ["digits"])
 def test_verify_with_all_of_it(vision, images, tmp_path, monkeypatch, capsys, data):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
