@@ -195,7 +195,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
             with run.averaged():
                 val = evaluate(val_words)
                 found = ft.entity_scores(splits.val.tags, val_words.tags(val.predictions))
-                run.validate(val.loss, f1=found.f1)
+                run.validate(100 - found.f1, f1=found.f1, cross_entropy=val.loss)  # which is lowest too early
     run.load_best()
     if parallel.main:
         if name == "lora":

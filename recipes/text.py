@@ -72,8 +72,10 @@ class Config(ft.TransferSettings):
     """Label smoothing."""
 
 
-REAL = Config(model="distilbert-base-multilingual-cased", label_column="label", head="own", pool="first",
-              strategy=("discriminative",), epochs=4, batch_size=16, lr=5e-5, lr_decay=0.9, seeds=1, patience=2)  # fmt: skip
+REAL = Config(
+    model="distilbert-base-multilingual-cased", label_column="label", head="own", pool="first", epochs=4,
+    strategy=("discriminative",), batch_size=16, lr=5e-5, lr_decay=0.9, seeds=1, patience=2,
+)  # fmt: skip
 LIMITS = {"holdout": (0.001, 0.999), "labels": (1, 100_000), "length": (4, 100_000),
           "pretrain_epochs": (0, 10_000), "smoothing": (0, 0.9)}  # fmt: skip
 WIDTH, LAYERS, PIECES, BLOCK = 128, 2, 400, 64  # of the small encoder
