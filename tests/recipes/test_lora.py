@@ -136,7 +136,7 @@ def test_a_local_checkpoint_learns_and_its_folder_has_its_logits(lora, local, tm
     assert transformers.AutoTokenizer.from_pretrained(run / "model").chat_template
 
 
-@pytest.mark.parametrize("strategy", ["prompt", "prefix", "lora", "head", "full"])
+@pytest.mark.parametrize("strategy", ["prompt", pytest.param("prefix", marks=pytest.mark.slow)])
 def test_a_frozen_model_stays_and_its_prompt_comes_back(prompt, local, tmp_path, strategy):
     assert prompt.main(of(local, "--strategy", strategy, "--epochs", "3", "--log-dir", str(tmp_path / "job"))) == 0
     run, done = tmp_path / "job" / "seed0" / strategy, results(tmp_path / "job")
@@ -279,7 +279,7 @@ def start(args, processes=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["lora", "prompt"])
+@pytest.mark.parametrize("recipe", ["lora"])
 def test_two_processes_come_to_what_one_does(recipe, local, tmp_path):
     losses = []
     for processes in (1, 2):
@@ -292,7 +292,7 @@ def test_two_processes_come_to_what_one_does(recipe, local, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["lora", "prompt"])
+@pytest.mark.parametrize("recipe", ["lora"])
 def test_the_whole_demonstration(recipe, tmp_path):
     began = time.perf_counter()
     done = start([str(RECIPES / f"{recipe}.py"), "--log-dir", str(tmp_path / "job")])
