@@ -261,7 +261,7 @@ def test_a_dry_run_and_the_search_for_a_rate(recipe, local, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "strategy"), [("lora", "qlora"), ("prompt", "prefix")])
+@pytest.mark.parametrize(("recipe", "strategy"), [("prompt", "prefix")])
 def test_verify(recipe, strategy, local, tmp_path, monkeypatch, capsys, request):
     module = request.getfixturevalue(recipe)
     monkeypatch.chdir(tmp_path)
@@ -291,7 +291,7 @@ def test_two_processes_come_to_what_one_does(recipe, local, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.card
 @pytest.mark.parametrize("recipe", ["lora"])
 def test_the_whole_demonstration(recipe, tmp_path):
     began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import os
 import re
 import signal
 import subprocess
@@ -287,13 +288,13 @@ def test_the_search_for_a_rate_ends_with_a_suggestion(tagger, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["lora"])
-def test_verify(tagger, tmp_path, monkeypatch, capsys, strategy):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(RECIPE.parents[1]))
-    args = ["--device", "cpu", "--batch-size", "6", "--sentences", "24", "--strategy", strategy]
-    assert tagger.main([*args, "--accumulate", "2", "--verify"]) == 0
-    out = capsys.readouterr().out
+def test_verify(tmp_path):
+    args = ["--device", "cpu", "--batch-size", "6", "--sentences", "24", "--strategy", "lora", "--accumulate", "2"]
+    command = [sys.executable, str(RECIPE), *args, "--verify"]  # its two processes read the same sentences then
+    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    out = done.stdout
     assert re.search(r"what trains learns +holds", out)
     assert re.search(r"two processes = one +holds", out)
     assert re.search(r"\nall hold; \d+ s\n", out)

@@ -207,7 +207,7 @@ def test_the_demonstration_leaves_its_card_logs_and_models(few, tmp_path, capsys
     assert re.search(
         r"^texts: 24 to train, 24 to pick the best epoch, 204 to test, 300 without labels$", out, re.M
     )
-    assert max(len(line) for line in out.splitlines() if str(folder) not in line) <= 110
+    assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 110
     with Image.open(tmp_path / "job" / "card.png") as picture:
         assert picture.width > 1000
     assert len([*tmp_path.glob("job/seed0/*/events.out.tfevents.*")]) == 3
@@ -363,7 +363,7 @@ def test_verify_holds_for_the_demonstration(tmp_path):
     assert re.search(r"\nall hold; \d+ s\n", done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.card
 def test_the_whole_demonstration(tmp_path):
     done = start("--log-dir", tmp_path / "job", timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -210,7 +210,7 @@ def test_two_processes_mix_as_one_does(images, tmp_path):
     assert one["history"][0]["train_loss"] == pytest.approx(two["history"][0]["train_loss"], rel=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.card
 def test_the_screening_demonstration(tmp_path):
     args = [sys.executable, str(RECIPE), "--positive", "8", "--log-dir", str(tmp_path / "job")]
     out = subprocess.run(args, capture_output=True, text=True, check=True).stdout

@@ -279,9 +279,3 @@ def test_what_all_refuse_is_said_once(args, tmp_path):
     assert said.count(args[0]) - said.count(str(RECIPE)) <= 2
     assert len([line for line in said.splitlines() if re.search(r"^error: |Unrecognized options:", line)]) == 1
     assert not (tmp_path / "runs").exists()
-
-
-def test_verify_holds_for_the_demonstration(tmp_path):
-    out, err = run(tmp_path, 0, "--verify", "--device", "cpu")
-    assert err == ""
-    assert re.search(r"two processes = one +holds", out)
