@@ -138,25 +138,9 @@ def pretrain(cfg: Config, parallel: ft.Parallel, seed: int, folder: Path, **opti
     model, tokenizer = small(AutoModelForMaskedLM)
     model = model.to(parallel.device)
     kept = [text for i, text in enumerate(texts) if i % 10]
-    blocks, check = (ft.Augmented(ft.MaskedBlocks(some, tokenizer, BLOCK)) for some in (kept, texts[::10]))
-    depths = ft.parameter_depths(model, {"input_ids": blocks[0]["input_ids"][None].to(parallel.device)})
-    cfg = replace(cfg, batch_size=16, lr=1e-3, patience=0)
-    counted = {"count": ft.count_tokens(shift=False)}
-    stepper = ft.make_stepper(cfg, model, ft.labelled_loss, depths, parallel, **counted)
-    phases = ft.strategy_phases("full", cfg.pretrain_epochs)
-    run = ft.make_run(cfg, folder, stepper, phases, blocks, seed, items=0, unit="pieces", **options)
-    for _ in run.phases():
-        for _ in run.epochs():
-            for window in run.windows():
-                run.step(window)
-            with run.averaged():
-                loss, guessed = ft.masked_loss(model, ft.make_loader(check, 64), parallel.device)
-                run.validate(loss, f1=guessed)
-    run.load_best()
-    if parallel.main:
-        ft.export(model, folder / "encoder", processor=tokenizer)
-    parallel.barrier()
-    return run.finish({"f1": run.history[-1]["f1"]})
+    own = replace(cfg, batch_size=16, lr=1e-3, patience=0)
+    options |= {"epochs": cfg.pretrain_epochs, "block": BLOCK, "key": "f1"}
+    return ft.pretrain_masked(own, parallel, seed, folder, model, tokenizer, [kept], texts[::10], **options)
 
 
 def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path, **options: Any) -> dict:

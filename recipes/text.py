@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
-from torch.utils.data import ConcatDataset
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import bptools.nn
@@ -146,28 +145,9 @@ def pretrain(cfg: Config, parallel: ft.Parallel, seed: int, folder: Path, **opti
     model = model.to(parallel.device)
     held = [text for texts in unlabelled(cfg) for text in texts[::10]]
     kept = [[text for i, text in enumerate(texts) if i % 10] for texts in unlabelled(cfg)]
-    blocks, check = (
-        ft.Augmented(ConcatDataset([ft.MaskedBlocks(texts, tokenizer, min(BLOCK, cfg.length)) for texts in parts]))
-        for parts in (kept, [held])
-    )
-    depths = ft.parameter_depths(model, {"input_ids": blocks[0]["input_ids"][None].to(parallel.device)})
-    cfg = replace(cfg, batch_size=32, lr=1e-3, patience=0)
-    counted = {"count": ft.count_tokens(shift=False)}
-    stepper = ft.make_stepper(cfg, model, ft.labelled_loss, depths, parallel, **counted)
-    phases = ft.strategy_phases("full", cfg.pretrain_epochs)
-    run = ft.make_run(cfg, folder, stepper, phases, blocks, seed, items=0, unit="pieces", **options)
-    for _ in run.phases():
-        for _ in run.epochs():
-            for window in run.windows():
-                run.step(window)
-            with run.averaged():
-                loss, accuracy = ft.masked_loss(model, ft.make_loader(check, 64), parallel.device)
-                run.validate(loss, accuracy=accuracy)
-    run.load_best()
-    if parallel.main:
-        ft.export(model, folder / "encoder", processor=tokenizer)
-    parallel.barrier()
-    return run.finish({"accuracy": run.history[-1]["accuracy"]})
+    own = replace(cfg, batch_size=32, lr=1e-3, patience=0)
+    options |= {"epochs": cfg.pretrain_epochs, "block": min(BLOCK, cfg.length), "key": "accuracy"}
+    return ft.pretrain_masked(own, parallel, seed, folder, model, tokenizer, kept, held, **options)
 
 
 def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path, **options: Any) -> dict:

@@ -69,6 +69,7 @@ from .encoders import (
     labelled_outputs,
     load_pretrained,
     masked_loss,
+    pretrain_masked,
     small_encoder,
 )
 from .errors import InputError, expect_positive, one_line
@@ -313,6 +314,7 @@ __all__ = [
     "parameter_groups",
     "parse_phases",
     "plain_table",
+    "pretrain_masked",
     "print_card",
     "print_comparison",
     "print_screening",

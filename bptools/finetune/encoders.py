@@ -16,17 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 import bptools.nn
 from bptools.functional import cross_entropy
 from bptools.optim import parameter_depths
 
 from ._quiet import quiet_transformers
-from .batches import Batch
+from .batches import Batch, count_tokens
 from .checkpoint import load_checkpoint, load_json, save_json
+from .data import Augmented, make_loader
+from .distributed import Parallel
 from .errors import InputError, one_line
-from .phases import match_parameters, parse_phases
+from .export import export
+from .job import Settings, make_run, make_stepper
+from .phases import match_parameters, parse_phases, strategy_phases
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -328,3 +332,57 @@ def check_encoder(model: nn.Module, example: Mapping[str, Any], length: int, spe
         parameter_depths(model, dict(example))
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"--model: it does not run on a text: {one_line(error)}") from error
+
+
+def pretrain_masked(
+    cfg: Settings,
+    parallel: Parallel,
+    seed: int,
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Sequence[Sequence[str]],
+    held: Sequence[str],
+    *,
+    epochs: int,
+    block: int,
+    key: str,
+    **options: Any,
+) -> dict[str, Any]:
+    """Teach a small encoder to guess hidden word pieces, and leave it in ``folder / "encoder"``.
+
+    Args:
+        cfg: The settings; ``batch_size`` is of blocks.
+        parallel: This process among those that train.
+        seed: Of the run.
+        folder: Of the run.
+        model: A masked language model, on ``parallel.device``.
+        tokenizer: Its own.
+        parts: Texts to learn from; each part is cut into blocks by itself.
+        held: Texts that pick the epoch.
+        epochs: Of all ``parts``.
+        block: Word pieces in a block.
+        key: What the share that is guessed, in percent, is called in the results.
+        options: Of :class:`bptools.finetune.Run`, which say when to stop and who looks on.
+    """
+
+    def hidden(some: Sequence[Sequence[str]]) -> Augmented:
+        return Augmented(ConcatDataset([MaskedBlocks(texts, tokenizer, block) for texts in some]))
+
+    blocks, check = hidden(parts), hidden([held])
+    depths = parameter_depths(model, {"input_ids": blocks[0]["input_ids"][None].to(parallel.device)})
+    stepper = make_stepper(cfg, model, labelled_loss, depths, parallel, count=count_tokens(shift=False))
+    phases = strategy_phases("full", epochs)
+    run = make_run(cfg, folder, stepper, phases, blocks, seed, items=0, unit="pieces", **options)
+    for _ in run.phases():
+        for _ in run.epochs():
+            for window in run.windows():
+                run.step(window)
+            with run.averaged():
+                loss, guessed = masked_loss(model, make_loader(check, 64), parallel.device)
+                run.validate(loss, **{key: guessed})
+    run.load_best()
+    if parallel.main:
+        export(model, folder / "encoder", processor=tokenizer)
+    parallel.barrier()
+    return run.finish({key: run.history[-1][key]})

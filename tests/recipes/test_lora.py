@@ -1,8 +1,6 @@
-import importlib.util
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from jobs import Stop, load_recipe
 from PIL import Image
 
 from bptools.finetune import (
@@ -23,7 +22,6 @@ from bptools.finetune import (
     load_json,
     tokenise,
 )
-from bptools.finetune.verify import StopAfter
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = ("--device", "cpu", "--seeds", "1", "--epochs", "2", "--pretrain-epochs", "1", "--amp", "off",
@@ -31,10 +29,7 @@ TINY = ("--device", "cpu", "--seeds", "1", "--epochs", "2", "--pretrain-epochs",
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(RECIPES / f"{name}.py", f"recipe_{name}")
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +40,6 @@ def lora():
 @pytest.fixture(scope="module")
 def prompt():
     return load("prompt")
-
-
-class Stop(StopAfter):
-    """In place of ``Interrupt``."""
-
-    signal = signal.SIGINT
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 COLOURS = ("red", "blue", "green", "black", "white")

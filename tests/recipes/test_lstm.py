@@ -1,6 +1,5 @@
 """``recipes/lstm.py``: exact resume with the carried state, mistakes in one line, and what its card claims."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from jobs import Stop, load_recipe
 
 from bptools.finetune import job, load_checkpoint, load_json
-from bptools.finetune.verify import StopAfter, flatten, same
+from bptools.finetune.verify import flatten, same
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "lstm.py"
@@ -21,10 +21,7 @@ TINY = ("--seeds", "1", "--width", "8", "--batch-size", "4", "--chunk", "16", "-
 
 @pytest.fixture(scope="module")
 def lstm():
-    spec = importlib.util.spec_from_file_location("lstm", RECIPE)
-    module = sys.modules["lstm"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(RECIPE, "lstm")
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +30,6 @@ def text(tmp_path_factory):
     words = "so it was that the wind and the sea went on and on, as they had before; nobody saw them."
     file.write_text("\n".join(words[i:] + " " + words[:i] for i in range(24)))
     return file
-
-
-class Stop(StopAfter):
-    """In place of ``Interrupt``."""
-
-    signal = signal.SIGINT
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 def results(folder):

@@ -1,6 +1,5 @@
 """``recipes/policy.py``: exact resume, mistakes in one line, and, in the slow tier, what its card claims."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -10,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from jobs import Stop, load_recipe
 from PIL import Image
 
 from bptools.finetune import job, load_checkpoint, load_json
-from bptools.finetune.verify import StopAfter, flatten, same
+from bptools.finetune.verify import flatten, same
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "policy.py"
@@ -23,22 +23,7 @@ TINY = ("--seeds", "1", "--epochs", "2", "--batch-size", "4", "--episodes", "4",
 
 @pytest.fixture(scope="module")
 def policy():
-    spec = importlib.util.spec_from_file_location("policy", RECIPE)
-    module = sys.modules["policy"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Stop(StopAfter):
-    """In place of ``Interrupt``."""
-
-    signal = signal.SIGINT
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
+    return load_recipe(RECIPE, "policy")
 
 
 def results(folder):

@@ -1,6 +1,5 @@
 """The recipe of taggers: its demonstration, local checkpoints of three kinds, bad input, processes."""
 
-import importlib.util
 import itertools
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jobs import Stop, load_recipe
 from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -28,7 +28,6 @@ from transformers import (
 
 from bptools import finetune as ft
 from bptools.finetune import job
-from bptools.finetune.verify import StopAfter
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "tagger.py"
 TINY = ("--seeds", "1", "--epochs", "2", "--pretrain-epochs", "1", "--sentences", "12", "--device", "cpu",
@@ -39,9 +38,7 @@ PEOPLE, PLACES = ("रवि शर्मा", "आशा", "गंगा रा
 @pytest.fixture(scope="module")
 def tagger(tmp_path_factory):
     """The recipe, its demonstration with few sentences and a narrow encoder."""
-    spec = importlib.util.spec_from_file_location("tagger", RECIPE)
-    module = sys.modules["tagger"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_recipe(RECIPE, "tagger")
     folder = tmp_path_factory.mktemp("few")
     for name, part, count in (("NAMES", "\n\n", 40), ("TEXT", "\n", 60)):
         few = part.join(getattr(module, name).read_text(encoding="utf-8").split(part)[:count])
@@ -97,18 +94,6 @@ def checkpoints(sentences, tmp_path_factory):
 def real(sentences, model, log_dir, *more):
     options = ["--data", str(sentences), "--model", str(model), "--device", "cpu", "--log-dir", str(log_dir)]
     return [*options, "--epochs", "2", "--batch-size", "8", "--lr", "1e-3", "--length", "16", *more]
-
-
-class Stop(StopAfter):
-    """In place of ``Interrupt``."""
-
-    signal = signal.SIGINT
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 def outcome(folder):

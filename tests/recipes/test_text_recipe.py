@@ -1,9 +1,7 @@
 import csv
-import importlib.util
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from jobs import Stop, load_recipe
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bptools import finetune as ft
 from bptools.finetune import Interrupt, job
-from bptools.finetune.verify import StopAfter
 
 pytestmark = [  # peft's and transformers' own
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -43,10 +41,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("text_recipe", RECIPE)
-    module = sys.modules["text_recipe"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(RECIPE, "text_recipe")
 
 
 @pytest.fixture
@@ -56,18 +51,6 @@ def few(recipe, monkeypatch):
     recipe.unlabelled.cache_clear()
     yield recipe
     recipe.unlabelled.cache_clear()
-
-
-class Stop(StopAfter):
-    """In place of ``Interrupt``."""
-
-    signal = signal.SIGINT
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import re
 import signal
@@ -10,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jobs import Stop, load_recipe
 from PIL import Image
 from torchvision.models import get_model
 
 from bptools.finetune import job, load_checkpoint, load_json
-from bptools.finetune.verify import StopAfter
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "vision.py"
 TINY = ("--seeds", "1", "--epochs", "2", "--batch-size", "20", "--phases", "head:1", "all:1", "--device", "cpu")
@@ -22,22 +21,7 @@ TINY = ("--seeds", "1", "--epochs", "2", "--batch-size", "20", "--phases", "head
 
 @pytest.fixture(scope="module")
 def vision():
-    spec = importlib.util.spec_from_file_location("vision", RECIPE)
-    module = sys.modules["vision"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Stop(StopAfter):
-    """In place of ``Interrupt``."""
-
-    signal = signal.SIGINT
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
+    return load_recipe(RECIPE, "vision")
 
 
 @pytest.fixture(scope="module")

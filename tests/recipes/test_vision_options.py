@@ -1,6 +1,5 @@
 """``recipes/vision.py``: models by name, mixing, augmentation, unequal classes, two classes, export."""
 
-import importlib.util
 import json
 import os
 import re
@@ -11,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jobs import Stop, load_recipe
 from PIL import Image
 from torchvision.models import get_model
 
 from bptools.finetune import job, load_checkpoint, load_json
-from bptools.finetune.verify import StopAfter
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "vision.py"
@@ -26,10 +25,7 @@ MIXED += ["--balance", "sampler"]
 
 @pytest.fixture(scope="module")
 def vision():
-    spec = importlib.util.spec_from_file_location("vision", RECIPE)
-    module = sys.modules["vision"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(RECIPE, "vision")
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +33,6 @@ def few_draws(vision, monkeypatch):
     """Let intervals be of few draws."""
     print_screening = vision.ft.print_screening
     monkeypatch.setattr(vision.ft, "print_screening", lambda *a, **k: print_screening(*a, **k, draws=5))
-
-
-class Stop(StopAfter):
-    signal = 2
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
