@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import load_json
-from .distributed import shutdown, speaks, tells
+from .distributed import leave, shutdown, speaks, tells
 from .errors import InputError, one_line
 from .lr_search import RateFound
 from .run import Stopped
@@ -18,8 +18,16 @@ def exit_status(job: Callable[[], int | None]) -> int:
 
     It is 2 for what the user gave or the machine has not (an :class:`InputError`), a loss that is not finite, a
     data worker that died, and other processes that are gone; 128 and the signal's number for a job that was
-    stopped.
+    stopped. Where there are several processes, this one ends here, with that status.
     """
+    try:
+        return leave(_status(job))
+    except BaseException:
+        shutdown()
+        raise
+
+
+def _status(job: Callable[[], int | None]) -> int:
     try:
         return job() or 0
     except Stopped as stop:
@@ -42,8 +50,6 @@ def exit_status(job: Callable[[], int | None]) -> int:
         if speaks():
             print("interrupted", file=sys.stderr)
         return 130
-    finally:
-        shutdown()
 
 
 def restarted(folder: str | Path) -> bool:

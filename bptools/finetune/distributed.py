@@ -11,6 +11,7 @@ new parameters, which are DTensors, in the place of the old ones. (DDP keeps the
 Sources: Li et al., arXiv 2006.15704 (DDP); Zhao et al., arXiv 2304.11277 (FSDP).
 """
 
+import atexit
 import datetime
 import logging
 import os
@@ -302,6 +303,21 @@ def shutdown() -> None:
     """Leave the other processes, if there are any; call it at the end of the job."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave(status: int) -> int:
+    """Leave the other processes and end this one with ``status``; return it if there are no others.
+
+    Gloo's threads may hold tensors after their group is destroyed, and now and then abort a process while Python
+    shuts down, with all of its work done; so what is to be done at exit is done here, and Python has no say.
+    """
+    if dist.is_initialized():
+        shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def job_time(parallel: Parallel = Parallel()) -> str:

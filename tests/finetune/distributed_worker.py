@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from bptools.finetune.checkpoint import random_state
-from bptools.finetune.distributed import Parallel, job_time, parallel_from_env, shutdown
+from bptools.finetune.distributed import Parallel, job_time, leave, parallel_from_env
 from bptools.finetune.phases import check_optimizer, parameter_groups
 from bptools.finetune.sharded import ShardedStore
 from bptools.optim import parameter_depths
@@ -386,4 +386,4 @@ if __name__ == "__main__":
     end = train(this, Path(directory), int(kill))
     if this.main:
         torch.save(end, Path(directory, "end.pt"))
-    shutdown()
+    leave(0)
