@@ -3,8 +3,8 @@
 Without --data it needs no network. The 264 sentences are Hindi, with names of persons, places and organisations,
 written for bptools; some are labelled for training. A small encoder learns, by guessing hidden word pieces, from
 400 other sentences without tags; then it is fine-tuned in several ways, beside one from random weights, the tag
-that each word has most often, and a dictionary of the names seen. What counts is whole names: F1 of entities, by
-seqeval. So few sentences show the workings; names that nobody has seen take a checkpoint that has read more.
+that each word has most often, a dictionary of the names seen, and logistic regression over words and their ends.
+What counts is whole names: F1 of entities, by seqeval.
 
     uv run recipes/tagger.py                                    the demonstration
     uv run recipes/tagger.py --sentences 120                    with more labels
@@ -74,7 +74,8 @@ LIMITS = {"holdout": (0.001, 0.999), "length": (8, 100_000), "pretrain_epochs": 
 WIDTH, LAYERS, PIECES, LENGTH, BLOCK = 128, 2, 1500, 128, 64  # of the small encoder
 PICK = 40  # sentences that pick the epoch
 PEERS = {"by word": ("the tag that the word has most often", ft.tags_by_word),
-         "dictionary": ("names as they were seen, the longest first", ft.tags_by_dictionary)}  # fmt: skip
+         "dictionary": ("names as they were seen, the longest first", ft.tags_by_dictionary),
+         "regression": ("over words, neighbours and their ends, not a network", ft.tags_by_regression)}  # fmt: skip
 F1 = ft.Metric("f1", "entity F1")
 
 

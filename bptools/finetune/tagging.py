@@ -276,6 +276,29 @@ def tags_by_dictionary(train: Sentences, words: Tags) -> list[list[str]]:
     return tagged
 
 
+def tags_by_regression(train: Sentences, words: Tags) -> list[list[str]]:
+    """Tag each word by logistic regression over it, its neighbours, and their beginnings and ends: a baseline."""
+    from sklearn.feature_extraction import DictVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    clues, tags = [clue for some in train.words for clue in _clues(some)], [t for some in train.tags for t in some]
+    if len(set(tags)) < 2:
+        return [tags[:1] * len(some) for some in words]
+    model = make_pipeline(DictVectorizer(), LogisticRegression(C=10.0, max_iter=1000)).fit(clues, tags)
+    found = iter(model.predict([clue for some in words for clue in _clues(some)]).tolist())
+    return [[next(found) for _ in some] for some in words]
+
+
+def _clues(words: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        clues = {"word": word, "before": before, "after": after, "first": not before}
+        clues |= {"end before": before[-2:], "end after": after[-2:]}
+        yield clues | {
+            f"{n} {side}": part for n in (1, 2, 3) for side, part in (("first", word[:n]), ("last", word[-n:]))
+        }
+
+
 def entity_table(title: str, scores: EntityScores) -> Table:
     """Return precision, recall and F1 in percent, and the number of true entities, for each type and for all."""
     headings = ("precision %", "recall %", "F1 %", "entities")

@@ -228,6 +228,15 @@ def test_the_dictionary_takes_the_longest_name():
     assert ft.tags_by_dictionary(sentences("और"), words) == [["O"] * 5, ["O"]]
 
 
+def test_regression_goes_by_neighbours_and_by_ends():
+    train = sentences(
+        "रवि/B-PER ने कहा", "मोहन/B-PER ने देखा", "गीता/B-PER ने कहा", "वह रामपुर/B-LOC में है", "वे कानपुर/B-LOC में थे"
+    )
+    found = ft.tags_by_regression(train, [["सीता", "ने", "कहा"], [], ["वह", "जयपुर", "में", "है"]])
+    assert found == [["B-PER", "O", "O"], [], ["O", "B-LOC", "O", "O"]]
+    assert ft.tags_by_regression(sentences("और वह"), [["और"], ["मोहन", "ने"]]) == [["O"], ["O", "O"]]
+
+
 def test_a_table_of_types():
     scores = ft.entity_scores([["B-PER", "B-LOC"]], [["B-PER", "O"]])
     console = Console(width=80, record=True, file=io.StringIO())
