@@ -75,7 +75,7 @@ WIDTH, LAYERS, PIECES, LENGTH, BLOCK = 128, 2, 1500, 128, 64  # of the small enc
 PICK = 40  # sentences that pick the epoch
 PEERS = {"by word": ("the tag that the word has most often", ft.tags_by_word),
          "dictionary": ("names as they were seen, the longest first", ft.tags_by_dictionary),
-         "regression": ("over words, neighbours and their ends, not a network", ft.tags_by_regression)}  # fmt: skip
+         "regression": ("over words, neighbours and ends, not a network", ft.tags_by_regression)}  # fmt: skip
 F1 = ft.Metric("f1", "entity F1")
 
 
@@ -218,7 +218,7 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     }
     trained = [name for name in runs if runs[name][0]["history"]]
     best = min(trained, key=lambda name: sum(min(e["loss"] for e in run["history"]) for run in runs[name]))
-    table = ft.entity_table(f"{best}, the lowest validation loss: test entities of all seeds", scores[best])
+    table = ft.entity_table(f"{best}, the best in validation: test entities of all seeds", scores[best])
     notes = [f"sentences: {splits.sizes()}"]
     if cfg.data is None:
         notes.append("one pretraining for all seeds, on 400 other sentences, without tags")

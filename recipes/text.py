@@ -186,7 +186,8 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
                 run.step(window)
             with run.averaged():
                 val = evaluate(tokenised[1])
-                run.validate(val.loss, accuracy=val.accuracy)
+                # by the loss, epochs are picked before most is learned
+                run.validate(100 - val.accuracy, accuracy=val.accuracy, cross_entropy=val.loss)
     run.load_best()
     if parallel.main:
         if name == "lora":

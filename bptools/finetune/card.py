@@ -270,7 +270,7 @@ def print_card(
     if classes:
         best = best_strategy(runs)
         targets, predictions = ([v for r in runs[best] for v in r[name]] for name in ("targets", "predictions"))
-        heading = f"{best}, the lowest validation loss: test {unit}" + (" of all seeds" if several else "")
+        heading = f"{best}, the best in validation: test {unit}" + (" of all seeds" if several else "")
         console.print(class_table(heading, targets, predictions, classes, unit))
         if panel is None:
 

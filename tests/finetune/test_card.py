@@ -45,7 +45,7 @@ def test_card_and_picture(console, tmp_path, seeds):
     }
     print_card(console, tmp_path, "a job", runs, ("a", "b", "c"), ["a note"])
     text = console.export_text()
-    for words in ("zero-shot", "n/a", "the head is new", "full, the lowest validation loss", "full - scratch: +",
+    for words in ("zero-shot", "n/a", "the head is new", "full, the best in validation", "full - scratch: +",
                   "a note", f"{tmp_path}/card.png", "tensorboard --logdir"):  # fmt: skip
         assert words in text
     assert "± " in text if seeds > 1 else "one seed" in text

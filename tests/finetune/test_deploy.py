@@ -54,8 +54,10 @@ def test_onnx_takes_batches_of_any_size(tmp_path):
         torch.testing.assert_close(torch.from_numpy(logits), model(some).detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["efficientnet_b0", "vit_b_16"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("efficientnet_b0", marks=pytest.mark.slow), pytest.param("vit_b_16", marks=pytest.mark.release)],
+)
 @pytest.mark.parametrize("ours", [True])
 def test_models_of_torchvision(tmp_path, name, ours):
     pytest.importorskip("onnxruntime")

@@ -138,15 +138,17 @@ def test_from_one_process_to_two_and_back(job, kind):
             torch.testing.assert_close(loaded["end"]["model"][name], value, rtol=0, atol=1e-9)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param("ddp", marks=pytest.mark.release), pytest.param("fsdp", marks=pytest.mark.slow)]
+)
 def test_from_two_processes_to_three(job, kind):
     for found in launch(3, job["folder"], f"{kind}:load"):
         assert same(found[f"{kind}:load"]["loaded"], job[f"{kind}:save"]["saved"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param("ddp", marks=pytest.mark.release), pytest.param("fsdp", marks=pytest.mark.slow)]
+)
 def test_a_killed_process_costs_at_most_one_interval(job, kind, tmp_path):
     run = "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", 2
     python("-m", *run, "--monitor-interval", 0.2, worker.__file__, "train", tmp_path, kind, 5)

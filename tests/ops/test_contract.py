@@ -21,7 +21,7 @@ def marks(case: Case, capability: str) -> tuple[pytest.MarkDecorator, ...]:
     """Compiling takes its time: the default suite does it for an op's first case, with sizes as symbols."""
     if capability != "compile" or case is FIRST.get(case.op) or "compile" in case.only or case.raises:
         return ()
-    return (pytest.mark.slow,)
+    return (pytest.mark.release,)
 
 
 QUESTIONS = [
@@ -120,11 +120,18 @@ def test_autocast_dtypes(case, dtype):
 
 
 # Of three dimensions, the windows of pooling are so many lines of C++ that these take minutes to compile.
-FUSED = {c.op: c for c in reversed(CASES) if not c.random and "pool3d" not in c.op}.values()
+FUSED = {c.op: c for c in reversed(CASES) if not c.random and "pool3d" not in c.op}
+SOME_FUSED = ("cross_entropy", "embedding", "gelu", "layer_norm", "linear", "softmax")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", FUSED, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.slow if op in SOME_FUSED else pytest.mark.release)
+        for op, case in FUSED.items()
+    ],
+    ids=str,
+)
 def test_fused(case):
     """The formula, compiled by Inductor, equals the formula. No column of the matrix: compiling takes its time."""
     results = {}

@@ -31,7 +31,7 @@ def test_property(property, tier):
     property.hold(tier, QUICK)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("property", PROPERTIES, ids=str)
 def test_property_at_length(property, tier):

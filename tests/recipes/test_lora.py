@@ -274,7 +274,7 @@ def test_two_processes_come_to_what_one_does(recipe, local, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.card
+@pytest.mark.release
 @pytest.mark.parametrize("recipe", ["lora"])
 def test_the_whole_demonstration(recipe, tmp_path):
     began = time.perf_counter()

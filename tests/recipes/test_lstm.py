@@ -126,7 +126,7 @@ def test_two_processes_have_half_of_the_streams_each(lstm, text, finished, tmp_p
         assert two["history"][0]["loss"] == pytest.approx(one["history"][0]["loss"], rel=1e-3)
 
 
-@pytest.mark.card
+@pytest.mark.release
 def test_the_whole_demonstration(tmp_path):
     command = [sys.executable, str(RECIPE), "--seeds", "1", "--log-dir", str(tmp_path / "job")]
     run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)

@@ -143,7 +143,7 @@ def test_two_processes_share_the_episodes(policy, finished, tmp_path):
         assert two[name].get("steps") == one[name].get("steps")
 
 
-@pytest.mark.card
+@pytest.mark.release
 def test_the_whole_demonstration(tmp_path):
     args = [sys.executable, str(RECIPE), "--log-dir", str(tmp_path / "job")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -272,7 +272,7 @@ def test_the_search_for_a_rate_ends_with_a_suggestion(tagger, tmp_path, capsys):
     assert 1e-5 < float(re.search(r"^suggested learning rate: (\S+)$", capsys.readouterr().out, re.M)[1]) < 1
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_verify(tmp_path):
     args = ["--device", "cpu", "--batch-size", "6", "--sentences", "24", "--strategy", "lora", "--accumulate", "2"]
     command = [sys.executable, str(RECIPE), *args, "--verify"]  # its two processes read the same sentences then

@@ -312,7 +312,7 @@ def test_two_processes_learn_what_one_does(recipe, folder, tmp_path, kind, head)
     assert all(torch.equal(value, weights[name]) for name, value in saved.state_dict().items())
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_demonstration_in_two_processes(tmp_path):
     done = start(*TINY, "--strategy", "scratch", "full", "--log-dir", tmp_path / "job", size=2)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -338,7 +338,7 @@ def test_verify_holds_for_a_checkpoint(recipe, folder, tmp_path, monkeypatch, ca
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_verify_holds_for_the_demonstration(tmp_path):
     done = start("--verify", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
@@ -346,7 +346,7 @@ def test_verify_holds_for_the_demonstration(tmp_path):
     assert re.search(r"\nall hold; \d+ s\n", done.stdout)
 
 
-@pytest.mark.card
+@pytest.mark.release
 def test_the_whole_demonstration(tmp_path):
     done = start("--log-dir", tmp_path / "job", timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]

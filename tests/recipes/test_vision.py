@@ -98,7 +98,9 @@ def test_a_finished_job_is_not_run_again(vision, finished, capsys):
     assert results(finished)[0] == before
 
 
-@pytest.mark.parametrize("amp", ["off", *(pytest.param(amp, marks=pytest.mark.slow) for amp in ("bf16", "fp16"))])
+@pytest.mark.parametrize(
+    "amp", ["off", pytest.param("bf16", marks=pytest.mark.slow), pytest.param("fp16", marks=pytest.mark.release)]
+)
 def test_an_image_folder_with_augmentation_resumes_exactly(vision, images, tmp_path, monkeypatch, amp):
     common = ["--data", str(images), "--weights", str(images / "resnet18.pth"), "--size", "32", "--epochs", "2",
               "--batch-size", "4", "--phases", "head:1", "layer4+head:1", "--workers", "0", "--amp", amp,
@@ -204,7 +206,7 @@ def test_ctrl_c_during_a_comparison_is_one_line(vision, tmp_path, monkeypatch, c
     assert "seed 0 comes first to warm up" in out
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_compare(vision, tmp_path, capsys):
     pytest.importorskip("bptools.nn")
     args = ["--compare", *TINY, "--strategy", "full", "--log-dir", str(tmp_path)]
@@ -223,8 +225,13 @@ def test_help_reads_well(vision, capsys):
     assert "{None}" not in text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.release),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_signals_save_and_say_how_to_resume(tmp_path, number):
     args = [sys.executable, "-u", str(RECIPE), "--log-dir", str(tmp_path / "job")]
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

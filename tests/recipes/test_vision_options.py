@@ -155,8 +155,10 @@ def model_args(name, images, folder):
     return [*args, "--positive", "ill", "--mix", "both", "--balance", "weights", "--augment", "randaugment"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["efficientnet_b0", "vit_b_16"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("efficientnet_b0", marks=pytest.mark.slow), pytest.param("vit_b_16", marks=pytest.mark.release)],
+)
 def test_models_by_name_train_from_a_file_and_export(vision, images, tmp_path, capsys, name):
     args = model_args(name, images, tmp_path)
     args += ["--epochs", "2", "--phases", "head:1", "all:1", "--export", "both", "--log-dir", str(tmp_path / "x")]
@@ -183,7 +185,7 @@ def test_verify_with_all_of_it(vision, images, tmp_path, monkeypatch, capsys, da
     assert set(tmp_path.iterdir()) == before
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_two_processes_mix_as_one_does(images, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     args = ["--data", images, "--model", "small", "--size", "16", "--workers", "1", *TINY, "--positive", "ill"]
@@ -196,7 +198,7 @@ def test_two_processes_mix_as_one_does(images, tmp_path):
     assert one["history"][0]["train_loss"] == pytest.approx(two["history"][0]["train_loss"], rel=0.05)
 
 
-@pytest.mark.card
+@pytest.mark.release
 def test_the_screening_demonstration(tmp_path):
     args = [sys.executable, str(RECIPE), "--positive", "8", "--log-dir", str(tmp_path / "job")]
     out = subprocess.run(args, capture_output=True, text=True, check=True).stdout

@@ -21,7 +21,6 @@ from torchvision.models import get_model
 from bptools.finetune import load_checkpoint, load_json
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(
         not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
     ),
@@ -141,7 +140,9 @@ def finished(tmp_path_factory):
     return finish
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("fsdp", marks=pytest.mark.release)]
+)
 def test_two_processes_print_once_and_learn_what_one_does(finished, kind, tmp_path):
     folder, out, err = finished(kind)
     assert err == ""
@@ -154,7 +155,14 @@ def test_two_processes_print_once_and_learn_what_one_does(finished, kind, tmp_pa
     assert_close(folder, tmp_path / "one")
 
 
-@pytest.mark.parametrize(("kind", "way"), [("ddp", "SIGTERM"), ("ddp", "SIGKILL"), ("fsdp", "SIGINT to a worker")])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        pytest.param("ddp", "SIGTERM", marks=pytest.mark.release),
+        pytest.param("ddp", "SIGKILL", marks=pytest.mark.release),
+        pytest.param("fsdp", "SIGINT to a worker", marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_and_resumed_ends_as_if_it_had_not_been(finished, kind, way, tmp_path):
     job = Job(tmp_path, 2, *TINY, "--parallel", kind, "--log-dir", tmp_path / "job")
     wait_for_checkpoint(tmp_path / "job", "pretrain")
@@ -177,6 +185,7 @@ def test_interrupted_and_resumed_ends_as_if_it_had_not_been(finished, kind, way,
     assert_same(tmp_path / "job", finished(kind)[0])
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(("kind", "size"), [("ddp", 3)])
 def test_goes_on_with_another_number_of_processes(finished, kind, size, tmp_path):
     job = Job(tmp_path, 2, *TINY, "--parallel", kind, "--log-dir", tmp_path / "job")
@@ -189,6 +198,7 @@ def test_goes_on_with_another_number_of_processes(finished, kind, size, tmp_path
     assert_close(tmp_path / "job", finished(kind)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "named"), [("fsdp", False)])
 def test_torchrun_starts_again_after_a_process_was_killed(finished, kind, named, tmp_path):
     folder = ["--log-dir", tmp_path / "job"] if named else []
@@ -231,6 +241,7 @@ def of_images(root):
             "2", "--phases", "head:1", "layer4+head:1", "--device", "cpu")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_image_that_one_process_cannot_read_ends_all(images, tmp_path):
     data = tmp_path / "data"
     for path in images.glob("*/*/*.png"):
@@ -248,6 +259,7 @@ def test_an_image_that_one_process_cannot_read_ends_all(images, tmp_path):
     assert line.endswith("the run is saved as of its last checkpoint")
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_ends_all(images, tmp_path):
     args = [*of_images(images), "--epochs", "500", "--phases", "all:500", "--patience", "0", "--save-every", "0"]
     job = Job(tmp_path, 2, *args, "--workers", "1", "--log-dir", tmp_path / "job")
@@ -261,6 +273,7 @@ def test_a_killed_data_worker_ends_all(images, tmp_path):
     assert re.match(r"error: DataLoader worker \(pid.*\) .*(killed|exited unexpectedly)", line)
 
 
+@pytest.mark.release
 def test_torchruns_signal_leaves_data_workers_alone(images, tmp_path):
     args = [*of_images(images), "--epochs", "500", "--phases", "all:500", "--patience", "0", "--save-every", "0"]
     job = Job(tmp_path, 2, *args, "--workers", "1", "--log-dir", tmp_path / "job")
@@ -271,6 +284,7 @@ def test_torchruns_signal_leaves_data_workers_alone(images, tmp_path):
     assert "error: " not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [["--lr", "-1"]])
 def test_what_all_refuse_is_said_once(args, tmp_path):
     status, out, err = Job(tmp_path, 2, *args, "--device", "cpu").end(120)
