@@ -11,7 +11,9 @@ import pytest
 JOB = Path(__file__).with_name("killed_job.py")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(2, marks=pytest.mark.release), pytest.param(50, marks=pytest.mark.slow)]
+)
 def test_a_killed_job_ends_as_if_it_had_not_been(tmp_path, kills):
     args = [sys.executable, str(JOB), str(tmp_path), str(kills), str(kills)]
     done = subprocess.run(args, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -13,7 +13,8 @@ PAGE = Path(__file__).parents[2] / "SUPPORT.md"
 HEAD = """# What every op supports
 
 Written by the tests, never by hand: `uv run pytest tests/ops --write-support` puts every case of every op to
-`bptools.check`. A cell holds `yes` if every case of that op passed the checks of that column in the run that wrote
+`bptools.check`; of what takes long, compiling above all, the first case alone, and the others before a release
+(`-m release`). A cell holds `yes` if every case of that op passed the checks of that column in the run that wrote
 this page, and `raises` if the op refuses with a clear error and the test demanded that error; `part` says that
 some cases do one and some the other, and the notes say which. The suite fails if a cell is false or the page is
 out of date.

@@ -17,15 +17,17 @@ ONCE = ("gradgradcheck", "func", "compile")  # what does not depend on the tier
 FIRST = {case.op: case for case in reversed(CASES) if not case.only}
 
 
-def marks(case: Case, capability: str) -> tuple[pytest.MarkDecorator, ...]:
-    """Compiling takes its time: the default suite does it for an op's first case, with sizes as symbols."""
-    if capability != "compile" or case is FIRST.get(case.op) or "compile" in case.only or case.raises:
+def marks(case: Case, tier: str, capability: str) -> tuple[pytest.MarkDecorator, ...]:
+    """What the default suite leaves out of an op's cases after the first: the formula, and to compile."""
+    if case is FIRST.get(case.op) or capability in case.only or case.raises:
         return ()
-    return (pytest.mark.release,)
+    if capability == "compile":
+        return (pytest.mark.release,)
+    return (pytest.mark.slow,) if tier == "formula" else ()
 
 
 QUESTIONS = [
-    pytest.param(case, tier, name, id=f"{case}-{tier}-{name}", marks=marks(case, name))
+    pytest.param(case, tier, name, id=f"{case}-{tier}-{name}", marks=marks(case, tier, name))
     for case in CASES
     for name in CAPABILITIES
     if not case.only or name in case.only
@@ -62,7 +64,7 @@ def test_contract(case, tier, capability, record_property):
     assert refused or report.ok, f"nothing was asked:\n{report}"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("case", [c for c in FIRST.values() if not c.raises], ids=str)
 def test_compiled_for_one_size(case):
     """What the default suite compiles with sizes as symbols alone."""

@@ -99,7 +99,12 @@ def test_a_finished_job_is_not_run_again(vision, finished, capsys):
 
 
 @pytest.mark.parametrize(
-    "amp", ["off", pytest.param("bf16", marks=pytest.mark.slow), pytest.param("fp16", marks=pytest.mark.release)]
+    "amp",
+    [
+        pytest.param("off", marks=pytest.mark.release),
+        pytest.param("bf16", marks=pytest.mark.slow),
+        pytest.param("fp16", marks=pytest.mark.release),
+    ],
 )
 def test_an_image_folder_with_augmentation_resumes_exactly(vision, images, tmp_path, monkeypatch, amp):
     common = ["--data", str(images), "--weights", str(images / "resnet18.pth"), "--size", "32", "--epochs", "2",
