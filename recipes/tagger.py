@@ -226,7 +226,7 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     columns = {"precision %": ("precision", 1), "recall %": ("recall", 1)}
     title = f"{cfg.data or 'Hindi names'}, {cfg.model}"
     ft.print_card(RECIPE.console, folder, title, runs, notes=notes, metric=F1, columns=columns, unit="sentences",
-                  tables=(table,), panel=panel)  # fmt: skip
+                  drawn="sentences, weights and order", tables=(table,), panel=panel)  # fmt: skip
 
 
 RECIPE = ft.Recipe(

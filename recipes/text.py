@@ -63,7 +63,7 @@ class Config(ft.TransferSettings):
     """Most word pieces of a text; what is longer is cut."""
     labels: int = 20
     """Labelled messages of each class in the demonstration, as many more to pick the epoch."""
-    pretrain_epochs: int = 3
+    pretrain_epochs: int = 2
     """Epochs of pretraining in the demonstration; 0: none."""
     holdout: float = 0.3
     """Share of a single file that is set aside, half to pick the epoch, half to test."""
@@ -77,7 +77,7 @@ REAL = Config(
 )  # fmt: skip
 LIMITS = {"holdout": (0.001, 0.999), "labels": (1, 100_000), "length": (4, 100_000),
           "pretrain_epochs": (0, 10_000), "smoothing": (0, 0.9)}  # fmt: skip
-WIDTH, LAYERS, PIECES, BLOCK = 128, 2, 400, 64  # of the small encoder
+WIDTH, LAYERS, PIECES, BLOCK = 128, 2, 1000, 64  # of the small encoder
 PEERS = {"majority": "always the most frequent class", "n-grams": "logistic regression, not a network"}
 
 
