@@ -3,11 +3,12 @@
 Without --data it needs no network. The texts are 504 chat messages in Hindi and English mixed, written for
 bptools, with six intents; 20 of each are labelled. A small encoder learns to guess hidden word pieces in Python's
 own help and in the messages that are not tested; then it is fine-tuned in several ways, beside one from random
-weights, and beside logistic regression over runs of characters, which is hard to beat with so few labels.
+weights, and beside logistic regression over runs of characters, which is hard to beat with so few labels. What so
+little text can teach is of no help here, as the card shows: to gain by fine-tuning takes a model that has read.
 
     uv run recipes/text.py                                      the demonstration
     uv run recipes/text.py --label-column sentiment
-    uv run recipes/text.py --model DIR --epochs 10 --lr 2e-4    the same from weights that somebody has trained
+    uv run recipes/text.py --model DIR --epochs 10 --lr 2e-4 --head own --pool first    from weights that have read
     uv run recipes/text.py --data FILE.csv --model distilbert-base-multilingual-cased
     uv run recipes/text.py --data DIR --model DIR --strategy lora --head mlp --pool mean
     uv run recipes/text.py --resume runs/text/TIME              after Ctrl-C, a crash or kill -9

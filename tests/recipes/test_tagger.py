@@ -179,7 +179,7 @@ def finished(tagger, tmp_path_factory):
 
 
 def test_the_demonstration_leaves_its_card_logs_and_models(finished):
-    runs = ("pretrain", "by word", "dictionary", "scratch", "discriminative")
+    runs = ("pretrain", "by word", "dictionary", "regression", "scratch", "discriminative")
     done = outcome(finished)
     assert set(done) == {f"seed0/{name}" for name in runs}
     with Image.open(finished / "card.png") as picture:
