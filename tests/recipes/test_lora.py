@@ -261,8 +261,10 @@ def start(args, processes=1):
     return subprocess.run([sys.executable, *launch, *args], capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["lora"])
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param("lora", marks=pytest.mark.slow), pytest.param("prompt", marks=pytest.mark.release)],
+)
 def test_two_processes_come_to_what_one_does(recipe, local, tmp_path):
     losses = []
     for processes in (1, 2):
