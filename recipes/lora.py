@@ -63,7 +63,7 @@ class Config(ft.Settings):
     """Peak learning rate of adapters."""
     full_lr: float = 5e-4
     """Peak learning rate of all weights."""
-    scratch_lr: float = 2e-3
+    scratch_lr: float = 8e-3
     """Peak learning rate of all weights where they begin at random."""
     weight_decay: float = 0.3
     patience: int = 6

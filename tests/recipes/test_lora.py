@@ -287,6 +287,3 @@ def test_the_whole_demonstration(recipe, tmp_path):
     assert max(means["lora"], means["full"], means["scratch"]) < means["zero-shot"]
     if recipe == "prompt":
         assert means["full"] < means["prefix"] < means["prompt"] < means["zero-shot"]
-    for name in ("lora", "full") if recipe == "lora" else ():
-        gap, spread = map(float, re.search(rf"^{name} - scratch: (\S+) ± (\S+) nats", done.stdout, re.M).groups())
-        assert gap < -spread
