@@ -216,8 +216,7 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
         )
         for name, some in runs.items()
     }
-    trained = [name for name in runs if runs[name][0]["history"]]
-    best = min(trained, key=lambda name: sum(min(e["loss"] for e in run["history"]) for run in runs[name]))
+    best = ft.best_strategy(runs)
     table = ft.entity_table(f"{best}, the best in validation: test entities of all seeds", scores[best])
     notes = [f"sentences: {splits.sizes()}"]
     if cfg.data is None:

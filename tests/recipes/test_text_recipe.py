@@ -174,6 +174,8 @@ def test_files_of_three_parts_in_json_lines(recipe, folder, tmp_path):
     assert recipe.main([*args, "--log-dir", str(tmp_path / "job")]) == 0
     result = ft.load_json(tmp_path / "job" / "seed0" / "full" / "result.json")
     assert [("meetup", "refund")[i] for i in result["targets"]] == [row["kind"] for row in rows[2::3]]
+    for epoch in result["history"]:
+        assert epoch["loss"] == pytest.approx(100 - epoch["accuracy"])  # what picks the epoch
 
 
 # The job --------------------------------------------------------------------------------------------------------

@@ -20,14 +20,11 @@ from torchvision.models import get_model
 
 from bptools.finetune import load_checkpoint, load_json
 
-pytestmark = [
-    pytest.mark.skipif(
-        not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
+)
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "vision.py"
-KINDS = ("ddp", "fsdp")
 TINY = ("--seeds", "1", "--epochs", "2", "--strategy", "discriminative", "--batch-size", "100", "--phases",
         "head:1", "all:1", "--save-every", "0", "--device", "cpu")  # fmt: skip
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE")
