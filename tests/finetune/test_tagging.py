@@ -234,6 +234,9 @@ def test_regression_goes_by_neighbours_and_by_ends():
     )
     found = ft.tags_by_regression(train, [["सीता", "ने", "कहा"], [], ["वह", "जयपुर", "में", "है"]])
     assert found == [["B-PER", "O", "O"], [], ["O", "B-LOC", "O", "O"]]
+    names = ["रवि/B-PER ने", "मोहन/B-PER ने", "गीता/B-PER ने", "दिल्ली/B-LOC में", "काशी/B-LOC में", "पटना/B-LOC में"]
+    found = ft.tags_by_regression(sentences(*names), [["अनिल", "ने"], ["अनिल", "में"]])
+    assert found == [["B-PER", "O"], ["B-LOC", "O"]]  # by what comes after
     assert ft.tags_by_regression(sentences("और वह"), [["और"], ["मोहन", "ने"]]) == [["O"], ["O", "O"]]
 
 
