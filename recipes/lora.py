@@ -77,14 +77,16 @@ class Config(ft.Settings):
     """Share of a single file that is set aside, half to pick the epoch, half to test."""
     pretrain_epochs: int = 3
     """Epochs of pretraining in the demonstration."""
+    pretrain_lr: float = 2e-3
+    """Peak learning rate of pretraining."""
 
 
 REAL = Config(model="HuggingFaceTB/SmolLM2-135M-Instruct", strategy=("lora",), epochs=2, batch_size=4,
               accumulate=4, lr=2e-4, full_lr=2e-5, scratch_lr=3e-4, weight_decay=0.0, patience=0, length=1024,
               seeds=1)  # fmt: skip
 LIMITS = {"holdout": (0.001, 0.999), "length": (8, 1_000_000), "pretrain_epochs": (1, 10_000),
-          "dropout": (0, 0.99), "full_lr": (1e-12, 100), "scratch_lr": (1e-12, 100), "alpha": (1e-9, 1e9),
-          "shown": (0, 1000)}  # fmt: skip
+          "dropout": (0, 0.99), "full_lr": (1e-12, 100), "scratch_lr": (1e-12, 100), "pretrain_lr": (1e-12, 100),
+          "alpha": (1e-9, 1e9), "shown": (0, 1000)}  # fmt: skip
 LOSS = ft.Metric("loss", "loss per token", "nats", 3, higher=False, top=None)
 
 
@@ -164,8 +166,8 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
     rows = ft.TokenRows(learned, cfg.length if cfg.pack else None)
     example = collate([rows[0]])
     loss = ft.causal_loss(model, example)
-    rate = cfg.lr if name in ADAPTERS else cfg.full_lr if name == "full" else cfg.scratch_lr
-    own = replace(cfg, lr=rate)
+    rates = {"full": cfg.full_lr, "scratch": cfg.scratch_lr, "pretrain": cfg.pretrain_lr}
+    own = replace(cfg, lr=rates.get(name, cfg.lr))
     depths = dict.fromkeys((n for n, _ in model.named_parameters()), 0)  # one rate for all
     stepper = ft.make_stepper(own, model, loss, depths, parallel, count=ft.count_tokens())
     epochs = cfg.pretrain_epochs if name == "pretrain" else cfg.epochs

@@ -68,7 +68,7 @@ class Config(ft.Settings):
     """Peak learning rate of "head"."""
     full_lr: float = 5e-4
     """Peak learning rate of all weights."""
-    scratch_lr: float = 2e-3
+    scratch_lr: float = 8e-3
     """Peak learning rate of all weights where they begin at random."""
     weight_decay: float = 0.3
     patience: int = 6
@@ -80,6 +80,8 @@ class Config(ft.Settings):
     """Share of a single file that is set aside, half to pick the epoch, half to test."""
     pretrain_epochs: int = 3
     """Epochs of pretraining in the demonstration."""
+    pretrain_lr: float = 2e-3
+    """Peak learning rate of pretraining."""
 
 
 REAL = Config(model="HuggingFaceTB/SmolLM2-135M-Instruct", strategy=("prompt", "lora"), text="", epochs=3, rank=8,
@@ -87,7 +89,8 @@ REAL = Config(model="HuggingFaceTB/SmolLM2-135M-Instruct", strategy=("prompt", "
               weight_decay=0.0, patience=0, length=1024, seeds=1)  # fmt: skip
 RATES = (1e-12, 100)
 LIMITS = {"holdout": (0.001, 0.999), "length": (8, 1_000_000), "pretrain_epochs": (1, 10_000), "prefix_lr": RATES,
-          "lora_lr": RATES, "head_lr": RATES, "full_lr": RATES, "scratch_lr": RATES, "tokens": (1, 10_000),
+          "lora_lr": RATES, "head_lr": RATES, "full_lr": RATES, "scratch_lr": RATES, "pretrain_lr": RATES,
+          "tokens": (1, 10_000),
           "shown": (0, 1000)}  # fmt: skip
 LOSS = ft.Metric("loss", "loss per token", "nats", 3, higher=False, top=None)
 
@@ -142,7 +145,7 @@ def prepare(cfg: Config, name: str, model: Any, tokenizer: Any) -> tuple[Any, ft
         if name == "prompt" and cfg.text:
             ft.prompt_from_text(model, tokenizer, cfg.text)
     rates = {"prompt": cfg.lr, "prefix": cfg.prefix_lr, "lora": cfg.lora_lr, "head": cfg.head_lr}
-    rates |= {"full": cfg.full_lr}
+    rates |= {"full": cfg.full_lr, "pretrain": cfg.pretrain_lr}
     trains = {"prompt": "prompt_encoder", "prefix": "prompt_encoder", "lora": "adapters"}
     pattern = ft.output_name(model) if name == "head" else trains.get(name, "all")
     epochs = cfg.pretrain_epochs if name == "pretrain" else cfg.epochs
