@@ -1,5 +1,6 @@
 """What a recipe's command does at its edges: errors in one line, the exit status, and being started again."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ def exit_status(job: Callable[[], int | None]) -> int:
     data worker that died, and other processes that are gone; 128 and the signal's number for a job that was
     stopped. Where there are several processes, this one ends here, with that status.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it warns of kernels it could use
     try:
         return leave(_status(job))
     except BaseException:

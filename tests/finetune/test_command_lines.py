@@ -1,3 +1,4 @@
+import logging
 import signal
 
 import pytest
@@ -25,6 +26,13 @@ def raising(error):
 def test_known_errors_are_one_line(capsys, error, status, words):
     assert exit_status(raising(error)) == status
     assert capsys.readouterr().err == words
+
+
+def test_a_package_that_peft_imports_warns_of_no_kernel(caplog):
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
+    said = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    assert exit_status(lambda: said.warning("no kernel") or said.error("no library") or 0) == 0
+    assert [record.message for record in caplog.records] == ["no library"]
 
 
 def test_what_stopped_says_how_to_go_on(tmp_path, capsys):

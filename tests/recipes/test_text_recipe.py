@@ -201,6 +201,19 @@ def test_the_demonstration_leaves_its_card_logs_and_models(few, tmp_path, capsys
         assert start(tmp_path / "job" / "seed0" / run / "model").config.id2label[5] == "technical"
 
 
+def test_a_checkpoint_on_the_messages_is_not_said_to_be_pretrained_here(recipe, folder, tmp_path, capsys):
+    args = [*TINY, "--epochs", "1", "--length", "40", "--model", str(folder / "bert"), "--strategy", "head"]
+    assert recipe.main([*args, "--log-dir", str(tmp_path / "job")]) == 0
+    done, _ = results(tmp_path / "job")
+    assert set(done) == {"seed0/majority", "seed0/n-grams", "seed0/head"}
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^texts: 24 to train, 24 to pick the best epoch, 204 to test\nthe same test messages for all seeds\nlogs",
+        out,
+        re.M,
+    )
+
+
 def test_pretraining_sees_no_message_that_is_tested(recipe):
     for seed in range(2):
         cfg = recipe.Config()
