@@ -88,6 +88,7 @@ LIMITS = {"holdout": (0.001, 0.999), "length": (8, 1_000_000), "pretrain_epochs"
           "dropout": (0, 0.99), "full_lr": (1e-12, 100), "scratch_lr": (1e-12, 100), "pretrain_lr": (1e-12, 100),
           "alpha": (1e-9, 1e9), "shown": (0, 1000)}  # fmt: skip
 LOSS = ft.Metric("loss", "loss per token", "nats", 3, higher=False, top=None)
+ANSWERS = ft.Metric("exact", "answers")
 
 
 def resolve(cfg: Config) -> Config:
@@ -227,7 +228,10 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     notes = [f"texts: {read_data(cfg, cfg.seed).sizes()}; loss on the assistant's tokens, or on all of a text"]
     if cfg.data is None:
         pretext = "one pretraining and the same test messages for all seeds; none of these is in the pretraining"
-        notes += [pretext, "answers: topic and mood word for word, by greedy decoding; guessing has 5.6 %"]
+        notes += [
+            pretext,
+            "answers: topic and mood word for word, of the epoch with the lowest loss; guessing has 5.6 %",
+        ]
     apart = [result["apart"] for some in runs.values() for result in some if "apart" in result]
     if apart:
         notes.append(f"merged and unmerged adapters: logits differ by at most {max(apart):.0e} of their norm")
@@ -241,20 +245,11 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
         "perplexity": ("perplexity", 2), "answers %": ("exact", 1), "trained %": ("share", 1),
         "memory MiB": ("total", 1),
     }  # fmt: skip
-    pairs = [
-        (a, b)
-        for a, b in (
-            ("lora", "scratch"),
-            ("full", "scratch"),
-            ("lora", "full"),
-            ("dora", "lora"),
-            ("qlora", "lora"),
-        )
-    ]
+    pairs = [("lora", "scratch"), ("full", "scratch"), ("lora", "full"), ("dora", "lora"), ("qlora", "lora")]
     ft.print_card(
         RECIPE.console, folder, f"{cfg.data or 'chat messages'}, {cfg.model}", runs, notes=notes, metric=LOSS,
-        pairs=pairs, columns=columns, unit="texts", drawn="texts to learn from, weights and order",
-        panel=partial(draw_memory, runs),
+        also=() if cfg.data else (ANSWERS,), pairs=pairs, columns=columns, unit="texts",
+        drawn="texts to learn from, weights and order", panel=partial(draw_memory, runs),
     )  # fmt: skip
 
 

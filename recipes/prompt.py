@@ -93,6 +93,7 @@ LIMITS = {"holdout": (0.001, 0.999), "length": (8, 1_000_000), "pretrain_epochs"
           "tokens": (1, 10_000),
           "shown": (0, 1000)}  # fmt: skip
 LOSS = ft.Metric("loss", "loss per token", "nats", 3, higher=False, top=None)
+ANSWERS = ft.Metric("exact", "answers")
 
 
 def resolve(cfg: Config) -> Config:
@@ -223,7 +224,9 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
         notes.append(
             "one pretraining and the same test messages for all seeds; none of these is in the pretraining"
         )
-        notes.append("answers: topic and mood word for word, by greedy decoding; guessing has 5.6 %")
+        notes.append(
+            "answers: topic and mood word for word, of the epoch with the lowest loss; guessing has 5.6 %"
+        )
     if {"prompt", "prefix"} & set(cfg.strategy):
         notes.append("a prompt or prefix is an input, which no weight can take in: there is no merged model of it")
     columns = {"perplexity": ("perplexity", 2), "answers %": ("exact", 1), "trained": ("trained", 0),
@@ -231,8 +234,8 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     pairs = [(a, b) for b in ("scratch", "full") for a in cfg.strategy if a not in ("scratch", b)]
     ft.print_card(
         RECIPE.console, folder, f"{cfg.data or 'chat messages'}, {cfg.model}", runs, notes=notes, metric=LOSS,
-        pairs=pairs, columns=columns, unit="texts", drawn="texts to learn from, weights and order",
-        panel=partial(draw_shares, runs),
+        also=() if cfg.data else (ANSWERS,), pairs=pairs, columns=columns, unit="texts",
+        drawn="texts to learn from, weights and order", panel=partial(draw_shares, runs),
     )  # fmt: skip
 
 

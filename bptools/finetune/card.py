@@ -214,6 +214,7 @@ def print_card(
     notes: Sequence[str] = (),
     *,
     metric: Metric = ACCURACY,
+    also: Sequence[Metric] = (),
     pairs: Sequence[tuple[str, str]] | None = None,
     columns: Mapping[str, tuple[str, int]] | None = None,
     unit: str = "images",
@@ -233,6 +234,7 @@ def print_card(
         classes: Class names by label, for a table of them and, without ``panel``, a confusion matrix.
         notes: Lines to print below the tables.
         metric: What the runs are judged by.
+        also: What they are compared by besides, seed by seed.
         pairs: Strategies to compare seed by seed; by default each with ``"scratch"``, and ``"discriminative"``
             with ``"full"``. Names that did not run are left out.
         columns: More columns: key in the results, and digits, by heading.
@@ -259,13 +261,14 @@ def print_card(
         val = mean_spread([_best_epoch(r)[key] for r in some if r["history"]], digits) if name in trained else "-"
         rows.append((name, test, val, *(column(some, *one) for one in columns.values()), some[-1]["reason"]))
     several = len(some) > 1
-    seeds = f"mean ± sd, {len(some)} seeds" if several else "one seed"
+    heading = f"{title}: {metric.name}, " + (f"mean ± sd, {len(some)} seeds" if several else "one seed")
     headings = [f"{part} {metric.unit}".strip() for part in ("test", "validation")]
-    right = dict.fromkeys([*headings, *columns], "right")
-    stop = "why it stopped" + (" (last seed)" if several else "")
-    console.print(
-        plain_table(f"{title}: {metric.name}, {seeds}", {"strategy": "left", **right, stop: "left"}, rows)
-    )
+    justify = {"strategy": "left", **dict.fromkeys([*headings, *columns], "right")}
+    stop = {"why it stopped" + (" (last seed)" if several else ""): "left"}
+    table = plain_table(heading, justify | stop, rows)
+    if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
+        table = plain_table(heading, justify, [row[:-1] for row in rows])  # each run has left its reason above
+    console.print(table)
 
     if classes:
         best = best_strategy(runs)
@@ -282,9 +285,13 @@ def print_card(
         console.print(table)
     if pairs is None:
         pairs = [(name, "scratch") for name in trained if name != "scratch"] + [("discriminative", "full")]
-    for name, other in pairs:
-        if len(values.get(name, ())) == len(values.get(other, ())) == len(some):
-            console.print(paired_difference(name, values[name], other, values[other], metric))
+    pairs = [pair for pair in pairs if all(len(values.get(name, ())) == len(some) for name in pair)]
+    for a, b in pairs:
+        console.print(paired_difference(a, values[a], b, values[b], metric))
+    for more in also:
+        for a, b in pairs:
+            first, second = ([result[more.key] for result in runs[name]] for name in (a, b))
+            console.print(f"{more.name}: {paired_difference(a, first, b, second, more)}")
     if several:
         settled = f"A difference smaller than its ± is not settled by {len(some)} seeds; each seed draws its own"
         console.print(f"{settled} {drawn}.", soft_wrap=True)

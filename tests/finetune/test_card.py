@@ -5,12 +5,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bptools.finetune import (
-    confusion_figure,
-    one_run,
-    print_card,
-    print_comparison,
-)
+from bptools.finetune import Metric, confusion_figure, one_run, print_card, print_comparison
 from bptools.finetune.card import mean_spread, paired_difference
 
 
@@ -51,6 +46,28 @@ def test_card_and_picture(console, tmp_path, seeds):
     assert "± " in text if seeds > 1 else "one seed" in text
     with Image.open(tmp_path / "card.png") as image:
         assert image.size == (1760, 550)
+
+
+def test_a_second_metric_is_compared_over_the_same_pairs(console, tmp_path):
+    runs = {"scratch": [result(60.0), result(62.0)], "full": [result(90.0), result(95.0)]}
+    for some, values in zip(runs.values(), ((0.5, 0.6), (0.4, 0.3)), strict=True):
+        for one, value in zip(some, values, strict=True):
+            one["error"] = value
+    print_card(console, tmp_path, "a job", runs, also=(Metric("error", "error", "", 2, higher=False, top=None),))
+    text = console.export_text()
+    assert "\nfull - scratch: +31.5 ± 2.1 points, ahead on 2 of 2 seeds" in text
+    assert "\nerror: full - scratch: -0.20 ± 0.14 error, ahead on 2 of 2 seeds" in text
+
+
+@pytest.mark.parametrize("width", [110, 70])
+def test_the_table_stays_one_line_a_strategy(width, tmp_path):
+    console = Console(record=True, width=width, file=io.StringIO())
+    runs = {name: [result(60.0), result(62.0)] for name in ("scratch", "discriminative")}
+    print_card(console, tmp_path, "a job", runs, columns={"and": ("seconds", 1)})
+    text = console.export_text()
+    assert ("all 2 epochs ran" in text) == ("why it stopped" in text) == (width == 110)
+    rows = text[text.rindex("─") + 1 : text.index("discriminative - ")].split("\n")
+    assert [row.split()[0] for row in rows if row.strip()] == ["scratch", "discriminative"]
 
 
 def test_many_classes_fit(tmp_path):
