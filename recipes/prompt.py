@@ -212,6 +212,7 @@ def draw_shares(runs: dict[str, list], axes: Axes) -> None:
     for name, some in runs.items():
         if "trained" in some[0]:
             axes.scatter([r["trained"] for r in some], [r["loss"] for r in some], label=name, s=28)
+    ft.log_scale(axes)
     axes.set(xscale="log", xlabel="parameters that train", ylabel=f"test {LOSS}", title="What a parameter buys")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

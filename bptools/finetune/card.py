@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -130,6 +131,20 @@ def best_strategy(runs: Mapping[str, Sequence[Mapping]]) -> str:
 Panel = Callable[[Axes], None]
 
 
+class _Plain(LogFormatter):
+    """Writes 0.4, not 4e-01, where matplotlib finds that a label has room."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return super().__call__(x, pos) and f"{x:g}"
+
+
+def log_scale(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, with plain numbers between powers of ten, too."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(_Plain())
+    axes.yaxis.set_minor_formatter(_Plain(minor_thresholds=(2, 0.5)))
+
+
 def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Sequence[float]]], colour: Mapping[str, str]) -> None:
     """Draw a line for each strategy, the mean over seeds, with a band of one standard deviation."""
     for name, runs in curves.items():
@@ -199,6 +214,9 @@ def save_picture(
             middle.set_ylim(0, 1.08 * metric.top)
         else:
             middle.margins(y=0.15)
+        if metric.top is None and not metric.higher:  # a loss falls by orders of magnitude, and ends are compared
+            log_scale(left)
+            log_scale(middle)
         if panel:
             panel(right[0])
         figure.suptitle(title, fontweight="bold")

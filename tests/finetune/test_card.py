@@ -2,10 +2,11 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from bptools.finetune import Metric, confusion_figure, one_run, print_card, print_comparison
+from bptools.finetune import Metric, confusion_figure, log_scale, one_run, print_card, print_comparison
 from bptools.finetune.card import mean_spread, paired_difference
 
 
@@ -68,6 +69,19 @@ def test_the_table_stays_one_line_a_strategy(width, tmp_path):
     assert ("all 2 epochs ran" in text) == ("why it stopped" in text) == (width == 110)
     rows = text[text.rindex("─") + 1 : text.index("discriminative - ")].split("\n")
     assert [row.split()[0] for row in rows if row.strip()] == ["scratch", "discriminative"]
+
+
+@pytest.mark.parametrize("values", [(0.36, 6.0), (0.002, 0.0), (5.1, 5.3), (1e-3, 1e4)])
+def test_a_logarithmic_axis_has_plain_numbers(values):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot(values)
+    log_scale(axes)
+    figure.canvas.draw()
+    labels = [label.get_text() for minor in (False, True) for label in axes.get_yticklabels(minor=minor)]
+    some = [float(label) for label in labels if label]
+    assert len(some) >= 2
+    assert all(f"{value:g}" in labels for value in some)
 
 
 def test_many_classes_fit(tmp_path):
