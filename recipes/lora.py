@@ -27,6 +27,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 import torch
 import tyro
 from matplotlib.axes import Axes
@@ -73,6 +74,8 @@ class Config(ft.Settings):
     """Put several texts into one row, none of which sees another."""
     shown: int = 4
     """Test documents that the model answers, before and after, in TensorBoard and on the card."""
+    temperature: float = 0.0
+    """Of these answers: tokens are drawn, rather the likely ones below 1; 0: the most likely one each time."""
     holdout: float = 0.2
     """Share of a single file that is set aside, half to pick the epoch, half to test."""
     pretrain_epochs: int = 3
@@ -86,7 +89,7 @@ REAL = Config(model="HuggingFaceTB/SmolLM2-135M-Instruct", strategy=("lora",), e
               seeds=1)  # fmt: skip
 LIMITS = {"holdout": (0.001, 0.999), "length": (8, 1_000_000), "pretrain_epochs": (1, 10_000),
           "dropout": (0, 0.99), "full_lr": (1e-12, 100), "scratch_lr": (1e-12, 100), "pretrain_lr": (1e-12, 100),
-          "alpha": (1e-9, 1e9), "shown": (0, 1000)}  # fmt: skip
+          "alpha": (1e-9, 1e9), "shown": (0, 1000), "temperature": (0, 100)}  # fmt: skip
 LOSS = ft.Metric("loss", "loss per token", "nats", 3, higher=False, top=None)
 ANSWERS = ft.Metric("exact", "answers")
 
@@ -100,11 +103,10 @@ def resolve(cfg: Config) -> Config:
         raise ft.InputError("--model small: name a checkpoint, as there is nothing to pretrain on with --data")
     if cfg.parallel == "fsdp" and set(cfg.strategy) & set(ADAPTERS):
         raise ft.InputError("--strategy: adapters take --parallel ddp or none, as they are small, got fsdp")
-    documents = read_data(cfg, cfg.seed)
     model, tokenizer = build(cfg, Path(), pretrained=cfg.data is not None)
-    samples = ft.tokenise(documents.train[:3], tokenizer, cfg.length)[0]
+    samples = ft.check_documents(model, tokenizer, read_data(cfg, cfg.seed), cfg.length)
     if cfg.pack:
-        ft.check_packing(model, tokenizer, samples)
+        ft.check_packing(model, tokenizer, samples[:3])
     for name in set(cfg.strategy) & set(ADAPTERS):
         adapt(cfg, name, build(cfg, Path(), pretrained=cfg.data is not None)[0])
     return cfg
@@ -156,13 +158,13 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
     if name in ADAPTERS:
         model = adapt(cfg, name, model)
     parts = (documents.train, documents.val, documents.test)
-    learned, val, test = (ft.tokenise(part, tokenizer, cfg.length)[0] for part in parts)
+    (learned, val, test), cut = zip(*(ft.tokenise(part, tokenizer, cfg.length) for part in parts), strict=True)
     collate, plain = ft.CausalBatch(tokenizer, cfg.pack), ft.CausalBatch(tokenizer)
-    score = partial(ft.causal_scores, model, collate=plain, device=parallel.device, batch=4 * cfg.batch_size)
-    write = partial(ft.complete, model, tokenizer)
+    score = partial(ft.causal_scores, collate=plain, device=parallel.device, batch=4 * cfg.batch_size)
+    write = partial(ft.complete, model, tokenizer, temperature=cfg.temperature, seed=seed)
     shown = documents.test[:: max(1, len(documents.test) // max(1, cfg.shown))][: cfg.shown]
     if name == "zero-shot":
-        return ft.not_trained(folder, "not trained", **score(test)._asdict(), written=[*map(write, shown)])
+        return ft.not_trained(folder, "not trained", **score(model, test)._asdict(), written=[*map(write, shown)])
 
     rows = ft.TokenRows(learned, cfg.length if cfg.pack else None)
     example = collate([rows[0]])
@@ -179,20 +181,24 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
             for window in run.windows():
                 run.step(window)
             with run.averaged():
-                scores = score(val)
+                scores = score(model, val)
                 run.validate(scores.loss, exact=scores.exact)
     run.load_best()
     memory = ft.footprint(
         stepper, collate([rows[i] for i in range(min(cfg.batch_size, len(rows)))]), lean=cfg.lean
     )
-    results = score(test)._asdict() | {"memory": memory._asdict(), "total": sum(memory) / 2**20}
+    results = score(model, test)._asdict() | {"memory": memory._asdict(), "total": sum(memory) / 2**20}
     share = ft.trainable_share(model)
-    results |= {"share": 100 * share[0] / share[1], "written": [*map(write, shown)]}
+    results |= {"share": 100 * share[0] / share[1], "written": [*map(write, shown)], "cut": sum(cut)}
     if parallel.main:
         if name in ADAPTERS:
             ft.save_adapter(model, folder / "adapter")
             results["apart"] = ft.merged_difference(model, plain([[sample] for sample in test[:8]]))
         ft.export(model, folder / "model", processor=tokenizer)
+        results["used"] = {name: ft.usage(score, model, test)}
+        if name in ADAPTERS:
+            merged = ft.load_causal(str(folder / "model"))[0].to(parallel.device)
+            results["used"][f"{name}, merged"] = ft.usage(score, merged, test)
         saved = folder / ("adapter" if name in ADAPTERS else "model")
         results["file"] = sum(file.stat().st_size for file in saved.glob("*.safetensors")) / 2**20
     parallel.barrier()
@@ -223,6 +229,17 @@ def draw_memory(runs: dict[str, list], axes: Axes) -> None:
     axes.legend(frameon=False)
 
 
+def used_table(runs: dict[str, list]) -> Any:
+    """Return what each model costs in use, with its adapter beside or merged: means over the seeds."""
+    rows = []
+    for some in runs.values():
+        for form in some[-1].get("used", ()):
+            loss, seconds, weights = np.mean([result["used"][form] for result in some], 0)
+            rows.append((form, f"{loss:.3f}", f"{weights / 2**20:.2f}", f"{seconds:.2f}"))
+    headings = {"model": "left", "test nats": "right", "weights MiB": "right", "seconds of the test": "right"}
+    return ft.plain_table("in use, mean of the seeds", headings, rows)
+
+
 def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     """Print what all runs came to."""
     notes = [f"texts: {read_data(cfg, cfg.seed).sizes()}; loss on the assistant's tokens, or on all of a text"]
@@ -235,6 +252,8 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     apart = [result["apart"] for some in runs.values() for result in some if "apart" in result]
     if apart:
         notes.append(f"merged and unmerged adapters: logits differ by at most {max(apart):.0e} of their norm")
+    if cut := max(result.get("cut", 0) for some in runs.values() for result in some):
+        notes.append(f"conversations longer than --length {cfg.length}, which are cut: {cut}")
     last = cfg.strategy[-1]
     for (given, wanted, old), (_, _, new) in zip(
         runs["zero-shot"][-1]["written"][:2], runs[last][-1]["written"], strict=False
@@ -249,7 +268,8 @@ def card(cfg: Config, folder: Path, runs: dict[str, list]) -> None:
     ft.print_card(
         RECIPE.console, folder, f"{cfg.data or 'chat messages'}, {cfg.model}", runs, notes=notes, metric=LOSS,
         also=() if cfg.data else (ANSWERS,), pairs=pairs, columns=columns, unit="texts",
-        drawn="texts to learn from, weights and order", panel=partial(draw_memory, runs),
+        drawn="texts to learn from, weights and order", tables=(used_table(runs),),
+        panel=partial(draw_memory, runs),
     )  # fmt: skip
 
 

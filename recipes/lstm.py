@@ -79,6 +79,7 @@ LIMITS = {
     "layers": (1, 100),
     "dropout": (0, 0.95),
     "chunk": (1, 10**6),
+    "plain_lr": (1e-12, 1e6),
 }
 
 
@@ -88,6 +89,10 @@ def resolve(cfg: Config) -> Config:
     every = cfg.checkpoint_every
     if every not in (None, "sqrt") and not (every.isdigit() and int(every)):
         raise ft.InputError(f"--checkpoint-every: expected a number above 0 or sqrt, got {every!r}")
+    for name, runs in {"lr": {"carried", "reset"}, "plain_lr": {"plain", "unclipped"}}.items():
+        value, option = getattr(cfg, name), f"--{name.replace('_', '-')}"
+        if cfg.optimizer != "sgd" and value == getattr(Config, name) and runs & set(cfg.strategy):
+            raise ft.InputError(f"{option}: expected one for --optimizer {cfg.optimizer}, got {value:g}, sgd's")
     _, parts = read_data(cfg)
     for ids in parts[:2]:
         ft.Streams(ids, cfg.batch_size if ids is parts[0] else 1, cfg.chunk)
@@ -111,10 +116,15 @@ def test_bytes(cfg: Config) -> int:
     return len(tokenizer.decode(parts[2]).encode())
 
 
+def perplexity(loss: float) -> float:
+    """Return the perplexity of a loss in nats; one that is beyond all bounds stays finite."""
+    return math.exp(min(loss, 700.0))
+
+
 def figures(cfg: Config, loss: float) -> dict[str, float]:
     """Return what a loss in nats per token of the test text comes to."""
     bits = loss * (len(read_data(cfg)[1][2]) - 1) / test_bytes(cfg) / math.log(2)
-    return {"perplexity": math.exp(loss), "bits": bits}
+    return {"perplexity": perplexity(loss), "bits": bits}
 
 
 def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path, **options: Any) -> dict:
@@ -155,7 +165,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
                     loss = ft.text_loss(model, val, chunk=cfg.chunk, carry=carry)
                     if name == "unclipped" and not loss < math.log(len(tokenizer)):
                         raise FloatingPointError("validation is worse than guessing")
-                    run.validate(loss, perplexity=math.exp(loss))
+                    run.validate(loss, perplexity=perplexity(loss))
     except FloatingPointError as error:
         if name != "unclipped":
             raise

@@ -6,7 +6,7 @@ and mood, then learns from few others to name them in another order. What trains
 
     uv run recipes/prompt.py                                     the demonstration, under three minutes on 2 cores
     uv run recipes/prompt.py --data FILE.jsonl --model FOLDER    a checkpoint that save_pretrained wrote
-    uv run recipes/prompt.py --data DIR --model gpt2 --strategy prompt --tokens 50 --text "Answer in one line:"
+    uv run recipes/prompt.py --data DIR --model gpt2 --length 512 --strategy prompt --text "Answer in one line:"
     uv run recipes/prompt.py --strategy prompt prefix --lr 0.3 --prefix-lr 0.03
     uv run recipes/prompt.py --resume runs/prompt/TIME           after Ctrl-C, a crash or kill -9
     uv run recipes/prompt.py --verify                            prove these settings, and your edits, in seconds
@@ -105,11 +105,10 @@ def resolve(cfg: Config) -> Config:
         raise ft.InputError("--model small: name a checkpoint, as there is nothing to pretrain on with --data")
     if cfg.parallel == "fsdp" and set(cfg.strategy) & set(ADAPTERS):
         raise ft.InputError("--strategy: adapters take --parallel ddp or none, as they are small, got fsdp")
-    documents = read_data(cfg, cfg.seed)
     for name in cfg.strategy:
         model, tokenizer = build(cfg, Path(), pretrained=cfg.data is not None)
-        ft.tokenise(documents.train[:3], tokenizer, cfg.length)
-        prepare(cfg, name, model, tokenizer)
+        model, *_ = prepare(cfg, name, model, tokenizer)
+        ft.check_documents(model, tokenizer, read_data(cfg, cfg.seed), cfg.length)
     return cfg
 
 

@@ -65,7 +65,7 @@ class Config(ft.TransferSettings):
     labels: int = 20
     """Labelled messages of each class in the demonstration, as many more to pick the epoch."""
     pretrain_epochs: int = 2
-    """Epochs of pretraining in the demonstration; 0: none."""
+    """Epochs of pretraining in the demonstration."""
     holdout: float = 0.3
     """Share of a single file that is set aside, half to pick the epoch, half to test."""
     smoothing: float = 0.1
@@ -77,7 +77,7 @@ REAL = Config(
     strategy=("discriminative",), batch_size=16, lr=5e-5, lr_decay=0.9, seeds=1, patience=2,
 )  # fmt: skip
 LIMITS = {"holdout": (0.001, 0.999), "labels": (1, 100_000), "length": (4, 100_000),
-          "pretrain_epochs": (0, 10_000), "smoothing": (0, 0.9)}  # fmt: skip
+          "pretrain_epochs": (1, 10_000), "smoothing": (0, 0.9)}  # fmt: skip
 WIDTH, LAYERS, PIECES, BLOCK = 128, 2, 1000, 64  # of the small encoder
 PEERS = {"majority": "always the most frequent class", "n-grams": "logistic regression, not a network"}
 
@@ -160,7 +160,8 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
         return pretrain(cfg, parallel, seed, folder, **options)
     splits = read_data(cfg, seed)
     if name in PEERS:
-        return ft.not_trained(folder, PEERS[name], **ft.text_baseline(name, splits)._asdict())
+        found = ft.text_baseline(name, splits)
+        return ft.not_trained(folder, PEERS[name], **found._asdict(), f1=ft.macro_f1(found))
     start = Path(cfg.log_dir, f"seed{cfg.seed}", "pretrain", "encoder")
     model, tokenizer = build(cfg, splits.classes, start, pretrained=name != "scratch")
     model, head = model.to(parallel.device), ft.head_names(model)

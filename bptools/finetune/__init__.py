@@ -173,9 +173,9 @@ _LAZY = {
     "augment": ("augmentation", "mixing"),
     "causal": (
         "CausalBatch", "Documents", "Footprint", "TEMPLATE", "TokenRows", "causal_loss", "causal_scores",
-        "chat_tokenizer", "check_packing", "complete", "document_folder", "footprint", "labelled_chats",
-        "load_causal", "merged_difference", "output_name", "prompt_from_text", "samples_text", "small_causal",
-        "tokenise",
+        "chat_tokenizer", "check_documents", "check_packing", "complete", "document_folder", "footprint",
+        "labelled_chats", "load_causal", "merged_difference", "output_name", "prompt_from_text", "samples_text",
+        "small_causal", "tokenise", "usage",
     ),
     "images": ("digits", "image_folder", "labels_of"),
     "models": (

@@ -193,7 +193,8 @@ def save_picture(
         metric: What is measured.
         panel: Draws the third panel.
     """
-    colour = dict(zip(values, COLOURS * len(values), strict=False))
+    names = dict.fromkeys([*values, *curves])  # what diverged has a curve and no test
+    colour = dict(zip(names, COLOURS * len(names), strict=False))
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
         figure = Figure(figsize=(16 if panel else 11, 5), layout="constrained")
         left, middle, *right = figure.subplots(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -70,7 +71,8 @@ class Documents:
 
     def sizes(self) -> str:
         """Return the number of texts in each part, in words."""
-        return f"{len(self.train)} to train, {len(self.val)} to pick the best epoch, {len(self.test)} to test"
+        parts = f"{len(self.train)} to train, {len(self.val)} to pick the best epoch"
+        return f"{parts} and to test" if self.test is self.val else f"{parts}, {len(self.test)} to test"
 
 
 def read_documents(path: str | Path) -> tuple[Document, ...]:
@@ -572,15 +574,25 @@ def causal_scores(
 
 @torch.inference_mode()
 def complete(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, document: Document, *, new: int = 40
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    document: Document,
+    *,
+    new: int = 40,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> tuple[str, str, str]:
-    """Let a model go on, greedily: answer a conversation in the place of its last message, or end a text.
+    """Let a model go on: answer a conversation in the place of its last message, or end a text.
+
+    Where the model has too few positions for all, it is given less of the beginning.
 
     Args:
         model: With an adapter or without; it is put in evaluation mode.
         tokenizer: Its tokenizer.
         document: A conversation, or a text of which the first quarter is given.
         new: Most tokens to write.
+        temperature: Logits are divided by it, and tokens drawn; 0: the most likely token each time.
+        seed: What is drawn.
 
     Returns:
         What was given, what the document has there, and what the model wrote.
@@ -595,14 +607,66 @@ def complete(
         text = tokenizer.apply_chat_template(document[:-1], tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     model.eval()
+    if (room := positions(model)) is not None:
+        ids = ids[-max(1, room - new) :]
+        new = min(new, room - len(ids))
+    generator = torch.Generator().manual_seed(seed)
     start, device = len(ids), next(model.parameters()).device
     # peft's generate loses a prefix, and repeats a prompt, where transformers calls the cache by its new name
     for _ in range(new):
         inputs = torch.tensor([ids], device=device)
-        ids.append(int(model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -1].argmax()))
+        logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -1].float().cpu()
+        drawn = (logits / temperature).softmax(-1).multinomial(1, generator=generator) if temperature else None
+        ids.append(int(logits.argmax() if drawn is None else drawn))
         if ids[-1] == tokenizer.eos_token_id:
             break
     return given, wanted, tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+def positions(model: nn.Module) -> int | None:
+    """Return how many tokens a model takes, beside those of a prompt or prefix; ``None`` if it does not say."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    own = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None)
+    return None if most is None else most - (own or 0)
+
+
+def check_documents(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, documents: Documents, length: int
+) -> list[Sample]:
+    """Find out before training whether documents fit a model, and return those to train on as tokens.
+
+    Raises:
+        InputError: If the model takes fewer than ``length`` tokens beside its prompt, or :func:`tokenise` raises.
+    """
+    most = positions(model)
+    if most is not None and most < length:
+        raise InputError(f"--length {length}: the model takes {most} tokens at most, beside those of a prompt")
+    samples = []
+    for name in ("test", "val", "train"):
+        try:
+            samples = tokenise(getattr(documents, name), tokenizer, length)[0]
+        except InputError as error:
+            raise InputError(f"{error} (of those for {name})") from error
+    return samples
+
+
+class Usage(NamedTuple):
+    """What a model costs in use: loss on some samples in nats per label, seconds for them, bytes of weights."""
+
+    loss: float
+    seconds: float
+    weights: int
+
+
+def usage(
+    score: Callable[[nn.Module, Sequence[Sample]], Scores], model: nn.Module, samples: Sequence[Sample]
+) -> Usage:
+    """Measure what a model costs in use, by :func:`causal_scores` with its other arguments given."""
+    began = time.perf_counter()
+    loss = score(model, samples).loss
+    seconds = time.perf_counter() - began
+    weights = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return Usage(loss, seconds, sum(weights.values()))
 
 
 def samples_text(rows: Sequence[tuple[str, str, str]]) -> str:

@@ -332,6 +332,21 @@ def check_encoder(model: nn.Module, example: Mapping[str, Any], length: int, spe
         parameter_depths(model, dict(example))
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"--model: it does not run on a text: {one_line(error)}") from error
+    if isinstance(model, TextClassifier) and model.pool == "first":
+        _check_first_sees_all(model, example)
+
+
+@torch.no_grad()
+def _check_first_sees_all(model: nn.Module, example: Mapping[str, Any]) -> None:
+    """Refuse a model whose first state does not depend on what comes later, as in one that reads to the right."""
+    training = model.training
+    ids, last = example["input_ids"].clone(), example["attention_mask"].sum(1) - 1
+    rows = torch.arange(len(ids))
+    ids[rows, last] = (ids[rows, last] + 1) % model.encoder.get_input_embeddings().num_embeddings
+    states = [model.eval()(**{**example, "input_ids": some}).logits for some in (example["input_ids"], ids)]
+    model.train(training)
+    if torch.equal(*states):
+        raise InputError("--pool first: the model's first state does not see the words after it; expected mean")
 
 
 def pretrain_masked(

@@ -63,10 +63,9 @@ class TextSplits:
 
     def sizes(self) -> str:
         """Return the number of texts in each part, in words."""
-        more = f", {len(self.more)} without labels" if self.more else ""
-        return (
-            f"{len(self.train)} to train, {len(self.val)} to pick the best epoch, {len(self.test)} to test{more}"
-        )
+        parts = f"{len(self.train)} to train, {len(self.val)} to pick the best epoch"
+        parts += " and to test" if self.test is self.val else f", {len(self.test)} to test"
+        return parts + (f", {len(self.more)} without labels" if self.more else "")
 
 
 def read_texts(path: str | Path, text_column: str = "text", label_column: str = "label") -> Texts:

@@ -1,4 +1,5 @@
 import io
+import re
 
 import numpy as np
 import pytest
@@ -58,6 +59,12 @@ def test_a_second_metric_is_compared_over_the_same_pairs(console, tmp_path):
     text = console.export_text()
     assert "\nfull - scratch: +31.5 ± 2.1 points, ahead on 2 of 2 seeds" in text
     assert "\nerror: full - scratch: -0.20 ± 0.14 error, ahead on 2 of 2 seeds" in text
+
+
+def test_a_run_that_diverged_has_its_curve_and_no_test(console, tmp_path):
+    lost = result(20.0) | {"accuracy": None, "reason": "diverged"}
+    print_card(console, tmp_path, "a job", {"scratch": [result(60.0)], "lost": [lost]})
+    assert re.search(r"^ lost +n/a ", console.export_text(), re.M)
 
 
 @pytest.mark.parametrize("width", [110, 70])

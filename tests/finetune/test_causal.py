@@ -33,7 +33,7 @@ from bptools.finetune import (
     small_causal,
     tokenise,
 )
-from bptools.finetune.causal import LossHead, Sample, chat_tokens, read_documents
+from bptools.finetune.causal import LossHead, Sample, chat_tokens, positions, read_documents
 
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # peft's prefixes
 TURNS = (("user", "Where is my order?"), ("assistant", "On its way."), ("user", "Still?"), ("assistant", "Yes!"))
@@ -373,6 +373,23 @@ def test_scores_are_token_weighted_and_agree_with_greedy_decoding(tokenizer, kin
     assert written == tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
     spoken = Sample(ids, [-100] * start + ids[start:])
     assert causal_scores(model, [spoken], collate, "cpu")[2:] == (100.0, 100.0)
+
+
+def test_what_is_written_fits_the_model(tokenizer):
+    model = tiny(tokenizer, "gpt2", n_positions=12)
+    given, _, written = complete(model, tokenizer, "the quick brown fox jumps over the lazy dog " * 20, new=5)
+    assert written
+    assert len(given) > 100
+    assert positions(add_adapter(model, Adapter("prompt", tokens=3))) == 9
+    complete(add_adapter(model, Adapter("prefix", tokens=3)), tokenizer, "the quick brown fox " * 20)
+
+
+def test_tokens_are_drawn_at_a_temperature(tokenizer):
+    model, text = tiny(tokenizer), "the quick brown fox jumps"
+    greedy = complete(model, tokenizer, text, new=20)[2]
+    assert complete(model, tokenizer, text, new=20, temperature=1e-6)[2] == greedy
+    drawn = [complete(model, tokenizer, text, new=20, temperature=2.0, seed=seed)[2] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_a_text_is_continued(tokenizer):

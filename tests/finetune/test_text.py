@@ -189,8 +189,13 @@ def test_draw_texts():
 
 def test_sizes_tell_of_texts_without_labels():
     some = Texts(("a", "b"), ("x", "y"))
-    splits = TextSplits(some, some, some, ("x", "y"), ("a", "b", "c"))
-    assert splits.sizes().endswith("2 to test, 3 without labels")
+    splits = TextSplits(some, some, Texts(("a", "c"), ("x", "y")), ("x", "y"), ("a", "b", "c"))
+    assert splits.sizes() == "2 to train, 2 to pick the best epoch, 2 to test, 3 without labels"
+
+
+def test_sizes_tell_that_what_picks_the_epoch_is_tested_on():
+    some = Texts(("a", "b"), ("x", "y"))
+    assert TextSplits(some, some, some, ("x", "y")).sizes() == "2 to train, 2 to pick the best epoch and to test"
 
 
 # As word pieces, beside simpler models, and what was wrong ------------------------------------------------------

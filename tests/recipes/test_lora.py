@@ -77,7 +77,7 @@ def of(local, *args):
 
 def results(folder):
     done = {str(p.parent.relative_to(folder)): load_json(p) for p in sorted(folder.glob("seed*/*/result.json"))}
-    return {k: {n: v for n, v in r.items() if n != "seconds"} for k, r in done.items()}
+    return {k: {n: v for n, v in r.items() if n not in ("seconds", "used")} for k, r in done.items()}
 
 
 def logits(folder, local):
@@ -158,6 +158,12 @@ def test_the_demonstration_leaves_its_card_and_logs(finished, lora, capsys):
     out = capsys.readouterr().out
     assert "seed 0  " not in out
     assert "merged and unmerged adapters: logits differ by at most" in out
+    used = {
+        form: row.split() for form, row in re.findall(r"^ (scratch|lora|lora, merged)  +([\d. ]+)$", out, re.M)
+    }
+    assert set(used) == {"scratch", "lora", "lora, merged"}
+    assert used["lora"][0] == used["lora, merged"][0]  # the loss
+    assert float(used["lora"][1]) > float(used["lora, merged"][1]) == float(used["scratch"][1])  # the weights
     assert max(map(len, out.split("texts: ")[0].splitlines())) <= 110
 
 
@@ -215,6 +221,41 @@ def test_adapters_are_not_sharded(recipe, request):
         module.resolve(module.Config(parallel="fsdp"))
 
 
+@pytest.mark.parametrize("recipe", ["lora", "prompt"])
+def test_a_late_conversation_that_does_not_fit_is_found_before_the_job(recipe, local, tmp_path, capsys, request):
+    chats = [json.loads(line)["messages"] for line in (local / "chats.jsonl").read_text().splitlines()]
+    chats[20][0]["content"] = "lost " * 100
+    for part, some in (("train", chats), ("val", chats[:5])):
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in some))
+    module = request.getfixturevalue(recipe)
+    args = of(local, "--strategy", recipe, "--data", str(tmp_path), "--log-dir", str(tmp_path / "job"))
+    assert module.main(args) == 2
+    words = (
+        r"^error: --length 64: conversation 21, of \d+ tokens, has no answer within it \(of those for train\)\n$"
+    )
+    assert re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize(("recipe", "length"), [("lora", "129"), ("prompt", "125")])
+def test_tokens_beyond_the_model_are_refused(recipe, length, local, tmp_path, capsys, request):
+    args = of(local, "--strategy", recipe, "--length", length, "--log-dir", str(tmp_path / "job"))
+    args += ["--tokens", "8"] if recipe == "prompt" else []
+    assert request.getfixturevalue(recipe).main(args) == 2
+    most = 120 if recipe == "prompt" else 128
+    assert f"--length {length}: the model takes {most} tokens at most" in capsys.readouterr().err
+    assert not (tmp_path / "job").exists()
+
+
+def test_conversations_that_are_cut_are_counted_on_the_card(lora, local, tmp_path, capsys):
+    chats = [json.loads(line)["messages"] for line in (local / "chats.jsonl").read_text().splitlines()]
+    chats[4] += [{"role": "user", "content": "and " * 50}, {"role": "assistant", "content": "yes"}]
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    args = ["--data", str(tmp_path / "chats.jsonl"), "--strategy", "lora", "--log-dir", str(tmp_path / "job")]
+    assert lora.main(of(local, *args)) == 0
+    assert "\nconversations longer than --length 64, which are cut: 1\n" in capsys.readouterr().out
+
+
 def test_bad_targets_and_torn_folders_are_one_line(lora, local, tmp_path, capsys):
     args = of(local, "--strategy", "lora", "--targets", "q_prj", "--log-dir", str(tmp_path / "job"))
     assert lora.main(args) == 2
@@ -243,8 +284,13 @@ def test_a_dry_run_and_the_search_for_a_rate(recipe, local, tmp_path, monkeypatc
     assert re.search(r"^suggested learning rate: (\S+)$", capsys.readouterr().out, re.M)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "strategy"), [("prompt", "prefix")])
+@pytest.mark.parametrize(
+    ("recipe", "strategy"),
+    [
+        pytest.param("prompt", "prefix", marks=pytest.mark.slow),
+        pytest.param("lora", "dora", marks=pytest.mark.release),
+    ],
+)
 def test_verify(recipe, strategy, local, tmp_path, monkeypatch, capsys, request):
     module = request.getfixturevalue(recipe)
     monkeypatch.chdir(tmp_path)

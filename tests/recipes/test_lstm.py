@@ -82,6 +82,12 @@ def test_an_interrupted_job_carries_its_state_on(lstm, text, finished, tmp_path,
     [
         (["--checkpoint-every", "often"], "--checkpoint-every: expected a number above 0 or sqrt, got 'often'"),
         (["--vocabulary", "10"], "--vocabulary: expected 257 to 1000000, got 10"),
+        (["--plain-lr", "-1"], "--plain-lr: expected 1e-12 to 1000000.0, got -1.0"),
+        (["--optimizer", "adamw"], "--lr: expected one for --optimizer adamw, got 20, sgd's"),
+        (
+            ["--optimizer", "adamw", "--lr", "0.01"],
+            "--plain-lr: expected one for --optimizer adamw, got 10, sgd's",
+        ),
         (["--data", "/nowhere.txt"], "--data /nowhere.txt: No such file"),
         (["--batch-size", "100000"], "--data: expected"),
         (["--strategy", "carried", "carried"], "--strategy"),
@@ -93,6 +99,11 @@ def test_mistakes_are_one_line_and_status_2(lstm, capsys, tmp_path, args, words)
     assert words in error
     assert error.count("\n") == 1
     assert not (tmp_path / "job").exists()
+
+
+def test_a_loss_beyond_all_bounds_has_a_perplexity(lstm):
+    assert lstm.perplexity(2.0) == pytest.approx(7.389056)
+    assert 1e300 < lstm.perplexity(1e6) < float("inf")
 
 
 def test_a_run_that_diverges_is_a_result(lstm, text, tmp_path):

@@ -181,6 +181,17 @@ def test_files_of_three_parts_in_json_lines(recipe, folder, tmp_path):
 # The job --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_the_first_state_of_a_model_that_reads_to_the_right_is_refused(recipe, folder, tmp_path, capsys, head):
+    args = [*of(folder, "gpt2", "--head", head, "--pool", "first"), "--log-dir", str(tmp_path / "job")]
+    assert recipe.main(args) == 2
+    assert capsys.readouterr().err.startswith("error: --pool first: the model's first state does not see")
+    assert not (tmp_path / "job").exists()
+    for model, pool in (("gpt2", "mean"), ("bert", "first")):
+        columns = {"data": folder / "all.csv", "text_column": "said", "label_column": "kind", "length": 70}
+        recipe.resolve(recipe.replace(recipe.REAL, **columns, model=str(folder / model), head=head, pool=pool))
+
+
 def test_the_demonstration_leaves_its_card_logs_and_models(few, tmp_path, capsys):
     args = [*TINY, "--length", "40", "--strategy", "scratch", "discriminative", "--log-dir", str(tmp_path / "job")]
     assert few.main(args) == 0
