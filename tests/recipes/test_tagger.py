@@ -273,6 +273,17 @@ def test_the_search_for_a_rate_ends_with_a_suggestion(tagger, tmp_path, capsys):
 
 
 @pytest.mark.release
+def test_the_whole_demonstration(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(RECIPE), "--log-dir", str(tmp_path / "job")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    mean = {name: float(value) for name, value in re.findall(r"^ (\S+) +([\d.]+) ± ", done.stdout, re.M)}
+    assert min(mean[name] for name in ("scratch", "full", "discriminative")) > mean["head"]
+    assert mean["regression"] > max(value for name, value in mean.items() if name != "regression")  # the README's
+
+
+@pytest.mark.release
 def test_verify(tmp_path):
     args = ["--device", "cpu", "--batch-size", "6", "--sentences", "24", "--strategy", "lora", "--accumulate", "2"]
     command = [sys.executable, str(RECIPE), *args, "--verify"]  # its two processes read the same sentences then
