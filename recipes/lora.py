@@ -188,11 +188,12 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
     results = score(test)._asdict() | {"memory": memory._asdict(), "total": sum(memory) / 2**20}
     share = ft.trainable_share(model)
     results |= {"share": 100 * share[0] / share[1], "written": [*map(write, shown)]}
+    whole = parallel.whole(model)
     if parallel.main:
         if name in ADAPTERS:
             ft.save_adapter(model, folder / "adapter")
             results["apart"] = ft.merged_difference(model, plain([[sample] for sample in test[:8]]))
-        ft.export(model, folder / "model", processor=tokenizer)
+        ft.export(whole, folder / "model", processor=tokenizer)
         saved = folder / ("adapter" if name in ADAPTERS else "model")
         results["file"] = sum(file.stat().st_size for file in saved.glob("*.safetensors")) / 2**20
     parallel.barrier()
