@@ -190,13 +190,13 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
     results = score(model, test)._asdict() | {"memory": memory._asdict(), "total": sum(memory) / 2**20}
     share = ft.trainable_share(model)
     results |= {"share": 100 * share[0] / share[1], "written": [*map(write, shown)], "cut": sum(cut)}
+    results["used"] = {name: ft.usage(score, model, test)}
+    whole = parallel.whole(model)
     if parallel.main:
+        ft.export(whole, folder / "model", processor=tokenizer)
         if name in ADAPTERS:
             ft.save_adapter(model, folder / "adapter")
             results["apart"] = ft.merged_difference(model, plain([[sample] for sample in test[:8]]))
-        ft.export(model, folder / "model", processor=tokenizer)
-        results["used"] = {name: ft.usage(score, model, test)}
-        if name in ADAPTERS:
             merged = ft.load_causal(str(folder / "model"))[0].to(parallel.device)
             results["used"][f"{name}, merged"] = ft.usage(score, merged, test)
         saved = folder / ("adapter" if name in ADAPTERS else "model")

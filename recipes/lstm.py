@@ -176,7 +176,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
     run.load_best()
     found = figures(cfg, ft.text_loss(model, test, chunk=cfg.chunk, carry=carry))
     start = torch.tensor(tokenizer("The ")["input_ids"])
-    sample = tokenizer.decode(ft.continue_text(model, start, 300, seed=seed))
+    sample = tokenizer.decode(ft.continue_text(parallel.whole(model), start, 300, seed=seed))
     run.monitor.finish(settings, found, {}, sample=f"```\nThe {sample}\n```")
     return run.finish(found | {"sample": sample})
 

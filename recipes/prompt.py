@@ -189,11 +189,12 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
     run.load_best()
     results = score(test)._asdict() | {"trained": share[0], "share": 100 * share[0] / share[1]}
     results["written"] = [*map(write, shown)]
+    whole = parallel.whole(model)
     if parallel.main:
         if name in ADAPTERS:
             ft.save_adapter(model, folder / "adapter")
         if name not in ("prompt", "prefix"):  # these cannot be merged
-            ft.export(model, folder / "model", processor=tokenizer)
+            ft.export(whole, folder / "model", processor=tokenizer)
     parallel.barrier()
     figures = {key: results[key] for key in ("loss", "perplexity", "exact", "share")}
     settings = asdict(own) | {"strategy": name, "seed": seed}

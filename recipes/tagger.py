@@ -182,10 +182,11 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
                 found = ft.entity_scores(splits.val.tags, val_words.tags(val.predictions))
                 run.validate(100 - found.f1, f1=found.f1, cross_entropy=val.loss)  # which is lowest too early
     run.load_best()
+    whole = parallel.whole(model)
     if parallel.main:
         if name == "lora":
             ft.save_adapter(model, folder / "adapter")
-        ft.export(model, folder / "model", processor=tokenizer)
+        ft.export(whole, folder / "model", processor=tokenizer)
     test = evaluate(test_words)
     result = tested(splits, test_words.tags(test.predictions))
     metrics = {key: result[key] for key in ("f1", "precision", "recall")} | {"loss": test.loss}

@@ -191,10 +191,11 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
                 # by the loss, epochs are picked before most is learned
                 run.validate(100 - val.accuracy, accuracy=val.accuracy, cross_entropy=val.loss)
     run.load_best()
+    whole = parallel.whole(model)
     if parallel.main:
         if name == "lora":
             ft.save_adapter(model, folder / "adapter")
-        ft.export(model, folder / "model", processor=tokenizer)
+        ft.export(whole, folder / "model", processor=tokenizer)
     result = evaluate(tokenised[2])
     metrics = {"accuracy": result.accuracy, "macro F1": ft.macro_f1(result), "loss": result.loss}
     figures = {"confusion matrix": ft.confusion_figure(result.targets, result.predictions, splits.classes)}

@@ -12,6 +12,7 @@ Sources: Li et al., arXiv 2006.15704 (DDP); Zhao et al., arXiv 2304.11277 (FSDP)
 """
 
 import atexit
+import copy
 import datetime
 import logging
 import os
@@ -19,17 +20,19 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,6 +45,7 @@ T = TypeVar("T")
 KINDS = ("auto", "none", "ddp", "fsdp")
 PATIENCE = datetime.timedelta(minutes=10)  # how long a process waits for the others before it gives up
 BATCH_NORMS = {getattr(module, f"BatchNorm{d}d") for module in (nn, bptools.nn) for d in (1, 2, 3)}
+BLANKS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()  # sharded models as they were
 LOST = re.compile(r"gloo/|nccl|connection (closed|reset|refused)|by peer|timed out waiting", re.IGNORECASE)
 
 
@@ -78,6 +82,12 @@ def _synchronise_norms(model: nn.Module) -> None:
                 name,
                 type(module).__name__,
             )
+
+
+def _with_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of ``model`` with ``values`` as its parameters; its own are not copied, and ties are kept."""
+    own = model.named_parameters()
+    return copy.deepcopy(model, {id(p): nn.Parameter(values[name], p.requires_grad) for name, p in own})
 
 
 def _units(model: nn.Module) -> list[nn.Module]:
@@ -132,6 +142,8 @@ class Parallel:
         """
         if self.kind == "none":
             return model
+        if self.kind == "fsdp":
+            BLANKS[model] = _with_parameters(model, {n: p.to("meta") for n, p in model.named_parameters()})
         _synchronise_norms(model)
         with peer_errors(), torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
@@ -144,6 +156,21 @@ class Parallel:
         for module in (*_units(model), model):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)  # or the optimizer's are not in the model
         return model
+
+    def whole(self, model: nn.Module) -> nn.Module:
+        """Return a plain copy, on the CPU, of a ``model`` that :meth:`wrap` has sharded; any other model itself.
+
+        All processes call it, and each has the copy: one to write, or to call in other ways than by its forward.
+        """
+        if model not in BLANKS:
+            return model
+        with peer_errors():
+            state = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in model.state_dict().items()}
+        blank, buffers = BLANKS[model], dict(model.named_buffers())
+        copied = _with_parameters(blank, {n: state[n].detach().cpu() for n, _ in blank.named_parameters()}).cpu()
+        for name, buffer in copied.named_buffers():
+            buffer.copy_(buffers[name])
+        return copied
 
     def rewrap(self, module: nn.Module) -> nn.Module:
         """Return what is called from now on in place of ``module``, after ``requires_grad`` has changed.

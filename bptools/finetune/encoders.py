@@ -397,7 +397,8 @@ def pretrain_masked(
                 loss, guessed = masked_loss(model, make_loader(check, 64), parallel.device)
                 run.validate(loss, **{key: guessed})
     run.load_best()
+    whole = parallel.whole(model)
     if parallel.main:
-        export(model, folder / "encoder", processor=tokenizer)
+        export(whole, folder / "encoder", processor=tokenizer)
     parallel.barrier()
     return run.finish({key: run.history[-1][key]})

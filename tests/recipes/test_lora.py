@@ -19,6 +19,7 @@ from bptools.finetune import (
     job,
     load_adapter,
     load_causal,
+    load_checkpoint,
     load_json,
     tokenise,
 )
@@ -320,6 +321,18 @@ def test_two_processes_come_to_what_one_does(recipe, local, tmp_path):
         assert done.returncode == 0, done.stderr
         losses.append([results(folder)[f"seed0/{name}"]["loss"] for name in (recipe, "full")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(("recipe", "strategy"), [("lora", "full"), ("prompt", "head")])
+def test_sharded_weights_are_whole_in_the_folder(recipe, strategy, local, tmp_path):
+    args = of(local, "--strategy", strategy, "--epochs", "1", "--parallel", "fsdp", "--log-dir", str(tmp_path))
+    done = start([str(RECIPES / f"{recipe}.py"), *args], processes=2)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "seed0" / strategy
+    best = load_checkpoint(run / "best.pt")["model"]
+    saved = load_causal(str(run / "model"))[0].state_dict()
+    assert all(torch.equal(value, best[name]) for name, value in saved.items())
 
 
 @pytest.mark.release

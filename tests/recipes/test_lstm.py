@@ -125,9 +125,12 @@ def test_verify(lstm, text, capsys):
     assert lstm.main([*TINY, *options, "--data", str(text), "--verify"]) == 0, capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_two_processes_have_half_of_the_streams_each(lstm, text, finished, tmp_path):
+@pytest.mark.parametrize(
+    "kind", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("fsdp", marks=pytest.mark.release)]
+)
+def test_two_processes_have_half_of_the_streams_each(lstm, text, finished, tmp_path, kind):
     options = [*TINY, "--strategy", "carried", "reset", "--data", str(text), "--log-dir", str(tmp_path)]
+    options += ["--parallel", kind]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(RECIPE)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([*command, *options], check=True, capture_output=True, timeout=300, env=environment)

@@ -297,12 +297,18 @@ def test_verify(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_two_processes(sentences, checkpoints, tmp_path):
-    args = real(sentences, checkpoints / "bert", tmp_path / "job", "--strategy", "full")
+@pytest.mark.parametrize(
+    "kind", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("fsdp", marks=pytest.mark.release)]
+)
+def test_two_processes(sentences, checkpoints, tmp_path, kind):
+    options = ["--strategy", "full", "--parallel", kind]
+    args = real(sentences, checkpoints / "bert", tmp_path / "job", *options)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(RECIPE), *args]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("seed 0  full") == 1
     assert outcome(tmp_path / "job")["seed0/full"]["f1"] >= 0
-    assert AutoModelForTokenClassification.from_pretrained(tmp_path / "job" / "seed0" / "full" / "model")
+    run = tmp_path / "job" / "seed0" / "full"
+    best = ft.load_checkpoint(run / "best.pt")["model"]
+    saved = AutoModelForTokenClassification.from_pretrained(run / "model").state_dict()
+    assert all(torch.equal(value, best[name]) for name, value in saved.items())

@@ -319,7 +319,9 @@ def start(*args, size=0, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "head"), [("ddp", "linear")])
+@pytest.mark.parametrize(
+    ("kind", "head"), [("ddp", "linear"), pytest.param("fsdp", "own", marks=pytest.mark.release)]
+)
 def test_two_processes_learn_what_one_does(recipe, folder, tmp_path, kind, head):
     args = of(folder, "bert", "--strategy", "discriminative", "--phases", "head:1", "all:1", "--head", head)
     assert recipe.main([*args, "--log-dir", str(tmp_path / "one")]) == 0
