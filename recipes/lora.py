@@ -104,7 +104,8 @@ def resolve(cfg: Config) -> Config:
     if cfg.parallel == "fsdp" and set(cfg.strategy) & set(ADAPTERS):
         raise ft.InputError("--strategy: adapters take --parallel ddp or none, as they are small, got fsdp")
     model, tokenizer = build(cfg, Path(), pretrained=cfg.data is not None)
-    samples = ft.check_documents(model, tokenizer, read_data(cfg, cfg.seed), cfg.length)
+    ft.check_length(model, cfg.length)
+    samples = ft.check_documents(read_data(cfg, cfg.seed), tokenizer, cfg.length)
     if cfg.pack:
         ft.check_packing(model, tokenizer, samples[:3])
     for name in set(cfg.strategy) & set(ADAPTERS):
@@ -187,10 +188,11 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
     memory = ft.footprint(
         stepper, collate([rows[i] for i in range(min(cfg.batch_size, len(rows)))]), lean=cfg.lean
     )
-    results = score(model, test)._asdict() | {"memory": memory._asdict(), "total": sum(memory) / 2**20}
+    scores, used = ft.usage(score, model, test)
+    results = scores._asdict() | {"memory": memory._asdict(), "total": sum(memory) / 2**20}
     share = ft.trainable_share(model)
     results |= {"share": 100 * share[0] / share[1], "written": [*map(write, shown)], "cut": sum(cut)}
-    results["used"] = {name: ft.usage(score, model, test)}
+    results["used"] = {name: used}
     whole = parallel.whole(model)
     if parallel.main:
         ft.export(whole, folder / "model", processor=tokenizer)
@@ -198,7 +200,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
             ft.save_adapter(model, folder / "adapter")
             results["apart"] = ft.merged_difference(model, plain([[sample] for sample in test[:8]]))
             merged = ft.load_causal(str(folder / "model"))[0].to(parallel.device)
-            results["used"][f"{name}, merged"] = ft.usage(score, merged, test)
+            _, results["used"][f"{name}, merged"] = ft.usage(score, merged, test)
         saved = folder / ("adapter" if name in ADAPTERS else "model")
         results["file"] = sum(file.stat().st_size for file in saved.glob("*.safetensors")) / 2**20
     parallel.barrier()

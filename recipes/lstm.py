@@ -116,15 +116,10 @@ def test_bytes(cfg: Config) -> int:
     return len(tokenizer.decode(parts[2]).encode())
 
 
-def perplexity(loss: float) -> float:
-    """Return the perplexity of a loss in nats; one that is beyond all bounds stays finite."""
-    return math.exp(min(loss, 700.0))
-
-
 def figures(cfg: Config, loss: float) -> dict[str, float]:
     """Return what a loss in nats per token of the test text comes to."""
     bits = loss * (len(read_data(cfg)[1][2]) - 1) / test_bytes(cfg) / math.log(2)
-    return {"perplexity": perplexity(loss), "bits": bits}
+    return {"perplexity": ft.perplexity(loss), "bits": bits}
 
 
 def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path, **options: Any) -> dict:
@@ -165,7 +160,7 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
                     loss = ft.text_loss(model, val, chunk=cfg.chunk, carry=carry)
                     if name == "unclipped" and not loss < math.log(len(tokenizer)):
                         raise FloatingPointError("validation is worse than guessing")
-                    run.validate(loss, perplexity=perplexity(loss))
+                    run.validate(loss, perplexity=ft.perplexity(loss))
     except FloatingPointError as error:
         if name != "unclipped":
             raise

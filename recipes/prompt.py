@@ -107,8 +107,8 @@ def resolve(cfg: Config) -> Config:
         raise ft.InputError("--strategy: adapters take --parallel ddp or none, as they are small, got fsdp")
     for name in cfg.strategy:
         model, tokenizer = build(cfg, Path(), pretrained=cfg.data is not None)
-        model, *_ = prepare(cfg, name, model, tokenizer)
-        ft.check_documents(model, tokenizer, read_data(cfg, cfg.seed), cfg.length)
+        ft.check_length(prepare(cfg, name, model, tokenizer)[0], cfg.length)
+    ft.check_documents(read_data(cfg, cfg.seed), tokenizer, cfg.length)
     return cfg
 
 

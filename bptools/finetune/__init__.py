@@ -44,7 +44,6 @@ from .checkpoint import (
     save_json,
     set_random_state,
     set_seed,
-    whole_state,
 )
 from .command import exit_status, load_config, restarted
 from .conll import (
@@ -58,7 +57,7 @@ from .corpus import byte_pairs, python_help, word_pieces
 from .data import Augmented, Mixed, Splits, make_loader
 from .deploy import check_export, deploy
 from .devices import resolve_amp, resolve_device
-from .distributed import Parallel, job_time, parallel_from_env, shutdown, speaks
+from .distributed import Parallel, job_time, parallel_from_env, shutdown, speaks, whole_state
 from .ema import Ema
 from .encoders import (
     MaskedBlocks,
@@ -85,6 +84,7 @@ from .language import (
     Streams,
     carried_loss,
     continue_text,
+    perplexity,
     read_text,
     text_loss,
 )
@@ -173,9 +173,9 @@ _LAZY = {
     "augment": ("augmentation", "mixing"),
     "causal": (
         "CausalBatch", "Documents", "Footprint", "TEMPLATE", "TokenRows", "causal_loss", "causal_scores",
-        "chat_tokenizer", "check_documents", "check_packing", "complete", "document_folder", "footprint",
-        "labelled_chats", "load_causal", "merged_difference", "output_name", "prompt_from_text", "samples_text",
-        "small_causal", "tokenise", "usage",
+        "chat_tokenizer", "check_documents", "check_length", "check_packing", "complete", "document_folder",
+        "footprint", "labelled_chats", "load_causal", "merged_difference", "output_name", "prompt_from_text",
+        "samples_text", "small_causal", "tokenise", "usage",
     ),
     "images": ("digits", "image_folder", "labels_of"),
     "models": (
@@ -316,6 +316,7 @@ __all__ = [
     "parameter_depths",
     "parameter_groups",
     "parse_phases",
+    "perplexity",
     "plain_table",
     "pretrain_masked",
     "print_card",

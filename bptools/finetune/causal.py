@@ -29,9 +29,10 @@ from bptools.functional import cross_entropy, linear_cross_entropy
 from .adapters import merge_adapter, tied_parameters
 from .batches import Batch, LossFn, to_device
 from .corpus import byte_pairs
-from .data import make_loader
+from .data import make_loader, split_sizes
 from .encoders import IGNORED, load_pretrained
 from .errors import InputError, one_line
+from .language import perplexity
 from .stepper import Stepper
 from .text import Texts, draw_texts, read_texts
 
@@ -71,8 +72,7 @@ class Documents:
 
     def sizes(self) -> str:
         """Return the number of texts in each part, in words."""
-        parts = f"{len(self.train)} to train, {len(self.val)} to pick the best epoch"
-        return f"{parts} and to test" if self.test is self.val else f"{parts}, {len(self.test)} to test"
+        return split_sizes(self.train, self.val, self.test)
 
 
 def read_documents(path: str | Path) -> tuple[Document, ...]:
@@ -569,7 +569,12 @@ def causal_scores(
         count += int(kept.sum())
         exact += int((hit | ~kept).all(1).sum())
     mean = loss / count
-    return Scores(mean, float(np.exp(min(mean, 700.0))), 100 * right / count, 100 * exact / len(samples))
+    return Scores(mean, perplexity(mean), 100 * right / count, 100 * exact / len(samples))
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of parameters and buffers, those that are tied once."""
+    return sum({id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
 
 
 @torch.inference_mode()
@@ -630,17 +635,19 @@ def positions(model: nn.Module) -> int | None:
     return None if most is None else most - (own or 0)
 
 
-def check_documents(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, documents: Documents, length: int
-) -> list[Sample]:
-    """Find out before training whether documents fit a model, and return those to train on as tokens.
-
-    Raises:
-        InputError: If the model takes fewer than ``length`` tokens beside its prompt, or :func:`tokenise` raises.
-    """
+def check_length(model: nn.Module, length: int) -> None:
+    """Refuse a ``length`` for which the model has too few positions beside its prompt, with an InputError."""
     most = positions(model)
     if most is not None and most < length:
         raise InputError(f"--length {length}: the model takes {most} tokens at most, beside those of a prompt")
+
+
+def check_documents(documents: Documents, tokenizer: PreTrainedTokenizerBase, length: int) -> list[Sample]:
+    """Find out before training whether all documents can be tokens, and return those to train on as such.
+
+    Raises:
+        InputError: As :func:`tokenise` does.
+    """
     samples = []
     for name in ("test", "val", "train"):
         try:
@@ -660,13 +667,11 @@ class Usage(NamedTuple):
 
 def usage(
     score: Callable[[nn.Module, Sequence[Sample]], Scores], model: nn.Module, samples: Sequence[Sample]
-) -> Usage:
-    """Measure what a model costs in use, by :func:`causal_scores` with its other arguments given."""
+) -> tuple[Scores, Usage]:
+    """Score a model by :func:`causal_scores`, its other arguments given, and measure what that costs."""
     began = time.perf_counter()
-    loss = score(model, samples).loss
-    seconds = time.perf_counter() - began
-    weights = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    return Usage(loss, seconds, sum(weights.values()))
+    scores = score(model, samples)
+    return scores, Usage(scores.loss, time.perf_counter() - began, _weight_bytes(model))
 
 
 def samples_text(rows: Sequence[tuple[str, str, str]]) -> str:
@@ -704,7 +709,6 @@ def footprint(stepper: Stepper, batch: Batch, *, lean: bool = False) -> Footprin
     with memory.ledger() as book, stepper.autocast():
         loss = stepper.loss_fn(stepper.model, to_device(batch, stepper.device))
     del loss
-    weights = {id(t): t.nbytes for t in (*stepper.model.parameters(), *stepper.model.buffers())}
     gradients = sum(p.nbytes for p in stepper.model.parameters() if p.requires_grad)
     state = sum(
         t.nbytes
@@ -713,7 +717,7 @@ def footprint(stepper: Stepper, batch: Batch, *, lean: bool = False) -> Footprin
         for t in kept.values()
         if isinstance(t, Tensor)
     )
-    return Footprint(sum(weights.values()), gradients, state, book.lean if lean else book.eager)
+    return Footprint(_weight_bytes(stepper.model), gradients, state, book.lean if lean else book.eager)
 
 
 @torch.inference_mode()

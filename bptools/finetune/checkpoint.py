@@ -290,12 +290,6 @@ def load_weights(
     return kept
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of a model; a sharded one is put together on the CPU of every process."""
-    state = model.state_dict()
-    return {k: v.full_tensor().cpu() if isinstance(v, DTensor) else v for k, v in state.items()}
-
-
 def set_seed(seed: int) -> None:
     """Seed the generators of Python, NumPy and PyTorch (CPU and every CUDA device)."""
     random.seed(seed)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .data import split_sizes
 from .errors import InputError
 
 KINDS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2")
@@ -76,8 +77,7 @@ class TagSplits:
 
     def sizes(self) -> str:
         """Return the number of sentences in each part, in words."""
-        parts = f"{len(self.train)} to train, {len(self.val)} to pick the best epoch"
-        return f"{parts} and to test" if self.test is self.val else f"{parts}, {len(self.test)} to test"
+        return split_sizes(self.train, self.val, self.test)
 
 
 def read_conll(path: str | Path, column: int = -1, word_column: int = 1) -> Sentences:

@@ -4,7 +4,7 @@ import os
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,8 +125,13 @@ class Splits:
 
     def sizes(self) -> str:
         """Return the number of images in each part, in words."""
-        parts = f"{len(self.train)} to train, {len(self.val)} to pick the best epoch"
-        return f"{parts} and to test" if self.test is self.val else f"{parts}, {len(self.test)} to test"
+        return split_sizes(self.train, self.val, self.test)
+
+
+def split_sizes(train: Sized, val: Sized, test: Sized) -> str:
+    """Return the number of samples in each part, in words; ``test`` may be ``val`` itself."""
+    parts = f"{len(train)} to train, {len(val)} to pick the best epoch"
+    return f"{parts} and to test" if test is val else f"{parts}, {len(test)} to test"
 
 
 def _told_apart(order: Tensor) -> Tensor:

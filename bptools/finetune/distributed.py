@@ -84,6 +84,12 @@ def _synchronise_norms(model: nn.Module) -> None:
             )
 
 
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a model; a sharded one is put together on the CPU of every process."""
+    state = model.state_dict()
+    return {k: v.full_tensor().cpu() if isinstance(v, DTensor) else v for k, v in state.items()}
+
+
 def _with_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of ``model`` with ``values`` as its parameters; its own are not copied, and ties are kept."""
     own = model.named_parameters()
@@ -165,7 +171,7 @@ class Parallel:
         if model not in BLANKS:
             return model
         with peer_errors():
-            state = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in model.state_dict().items()}
+            state = whole_state(model)
         blank, buffers = BLANKS[model], dict(model.named_buffers())
         copied = _with_parameters(blank, {n: state[n].detach().cpu() for n, _ in blank.named_parameters()}).cpu()
         for name, buffer in copied.named_buffers():

@@ -172,6 +172,11 @@ def _move_on(state: State, rows: Tensor, after: State) -> None:
         state[:, :, rows] = after
 
 
+def perplexity(loss: float) -> float:
+    """Return the perplexity of a loss in nats; that of a loss beyond all bounds stays finite."""
+    return math.exp(min(loss, 700.0))
+
+
 @torch.inference_mode()
 def text_loss(
     model: RecurrentLanguageModel, ids: Tensor, *, chunk: int, carry: bool = True, streams: int = 16

@@ -40,8 +40,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .batches import LossFn
-from .checkpoint import whole_state
-from .distributed import Parallel
+from .distributed import Parallel, whole_state
 from .errors import InputError, one_line
 
 Baseline = Literal["none", "mean", "learned"]

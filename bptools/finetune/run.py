@@ -38,8 +38,8 @@ from .checkpoint import (
     save_json,
     set_random_state,
     set_seed,
-    whole_state,
 )
+from .distributed import whole_state
 from .errors import InputError, one_line
 from .interrupt import Interrupt
 from .monitor import Monitor

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from .data import split_sizes
 from .errors import InputError, suggestion
 from .evaluation import Evaluation
 
@@ -63,9 +64,8 @@ class TextSplits:
 
     def sizes(self) -> str:
         """Return the number of texts in each part, in words."""
-        parts = f"{len(self.train)} to train, {len(self.val)} to pick the best epoch"
-        parts += " and to test" if self.test is self.val else f", {len(self.test)} to test"
-        return parts + (f", {len(self.more)} without labels" if self.more else "")
+        more = f", {len(self.more)} without labels" if self.more else ""
+        return split_sizes(self.train, self.val, self.test) + more
 
 
 def read_texts(path: str | Path, text_column: str = "text", label_column: str = "label") -> Texts:

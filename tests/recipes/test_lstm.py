@@ -102,8 +102,8 @@ def test_mistakes_are_one_line_and_status_2(lstm, capsys, tmp_path, args, words)
 
 
 def test_a_loss_beyond_all_bounds_has_a_perplexity(lstm):
-    assert lstm.perplexity(2.0) == pytest.approx(7.389056)
-    assert 1e300 < lstm.perplexity(1e6) < float("inf")
+    assert lstm.ft.perplexity(2.0) == pytest.approx(7.389056)
+    assert 1e300 < lstm.ft.perplexity(1e6) < float("inf")
 
 
 def test_a_run_that_diverges_is_a_result(lstm, text, tmp_path):
