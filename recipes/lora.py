@@ -103,9 +103,10 @@ def resolve(cfg: Config) -> Config:
         raise ft.InputError("--model small: name a checkpoint, as there is nothing to pretrain on with --data")
     if cfg.parallel == "fsdp" and set(cfg.strategy) & set(ADAPTERS):
         raise ft.InputError("--strategy: adapters take --parallel ddp or none, as they are small, got fsdp")
+    documents = read_data(cfg, cfg.seed)
     model, tokenizer = build(cfg, Path(), pretrained=cfg.data is not None)
     ft.check_length(model, cfg.length)
-    samples = ft.check_documents(read_data(cfg, cfg.seed), tokenizer, cfg.length)
+    samples = ft.check_documents(documents, tokenizer, cfg.length)
     if cfg.pack:
         ft.check_packing(model, tokenizer, samples[:3])
     for name in set(cfg.strategy) & set(ADAPTERS):

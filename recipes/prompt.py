@@ -105,10 +105,11 @@ def resolve(cfg: Config) -> Config:
         raise ft.InputError("--model small: name a checkpoint, as there is nothing to pretrain on with --data")
     if cfg.parallel == "fsdp" and set(cfg.strategy) & set(ADAPTERS):
         raise ft.InputError("--strategy: adapters take --parallel ddp or none, as they are small, got fsdp")
+    documents = read_data(cfg, cfg.seed)
     for name in cfg.strategy:
         model, tokenizer = build(cfg, Path(), pretrained=cfg.data is not None)
         ft.check_length(prepare(cfg, name, model, tokenizer)[0], cfg.length)
-    ft.check_documents(read_data(cfg, cfg.seed), tokenizer, cfg.length)
+    ft.check_documents(documents, tokenizer, cfg.length)
     return cfg
 
 
