@@ -84,6 +84,9 @@ def resolve(cfg: Config) -> Config:
     if cfg.lr_find:
         raise ft.InputError("--lr-find: the loss of a policy gradient does not say how good the policy is")
     arena = rollout.Arena(cfg.env, cfg.limit)
+    if cfg.goal is None and arena.goal is not None and cfg.limit < arena.longest:
+        goal = f"gymnasium's goal for {cfg.env}, {arena.goal:g}, is of episodes of up to {arena.longest} steps"
+        raise ft.InputError(f"--limit {cfg.limit}: {goal}; name one for shorter episodes with --goal")
     return replace(cfg, goal=arena.goal if cfg.goal is None else cfg.goal)
 
 
@@ -99,7 +102,8 @@ def train(cfg: Config, parallel: ft.Parallel, name: str, seed: int, folder: Path
 
     def score(first: int) -> dict[str, float]:
         """Play greedily, the processes sharing the episodes; return mean return and length."""
-        played = arena.play(player().policy, [first + i for i in parallel.share(own)], greedy=True)
+        seeds = [first + i for i in parallel.share(own, "--episodes")]
+        played = arena.play(player().policy, seeds, greedy=True)
         sums = parallel.sum([sum(played.returns), sum(played.lengths)])
         return dict(zip(("return", "length"), (total / cfg.episodes for total in sums), strict=True))
 

@@ -354,7 +354,7 @@ def _targets(model: nn.Module, adapter: Adapter, layers: dict[str, nn.Module], h
             found = {name for name in layers if fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")}
             if not found:
                 what = f"no layer that takes {adapter.kind}{suggestion(target, layers)}"
-                raise InputError(f"add_adapter: target {target!r} matches {what}")
+                raise InputError(f"add_adapter: targets: {target!r} matches {what}")
             chosen |= found
         targets = [name for name in layers if name in chosen]
         _check_untied(model, targets)

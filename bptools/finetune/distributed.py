@@ -205,18 +205,17 @@ class Parallel:
         with peer_errors(), module.no_sync() if waits else nullcontext():
             yield
 
-    def share(self, batch: Sequence[T]) -> Sequence[T]:
-        """Return this process's part of ``batch``: every ``size``-th of its items.
+    def share(self, items: Sequence[T], setting: str = "--batch-size") -> Sequence[T]:
+        """Return this process's part of ``items``: every ``size``-th.
 
         Raises:
-            InputError: If there are fewer items than processes.
+            InputError: If there are fewer items than processes; it names the ``setting`` that says how many.
         """
-        if len(batch) < self.size:
+        if len(items) < self.size:
             raise InputError(
-                f"--batch-size: expected at least one item for each of {self.size} processes, got a batch of "
-                f"{len(batch)}"
+                f"{setting}: expected at least one item for each of {self.size} processes, got {len(items)}"
             )
-        return batch[self.rank :: self.size]
+        return items[self.rank :: self.size]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums of ``values`` over all processes, in float64."""

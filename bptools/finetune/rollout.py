@@ -122,6 +122,7 @@ class Arena:
         observations: Numbers in an observation.
         actions: Number of actions.
         goal: The mean return at which gymnasium takes it as solved, or ``None``.
+        longest: Steps at which gymnasium ends an episode, in which that goal is meant; 0 if it does not.
 
     Raises:
         InputError: If there is no such environment, something it needs is not installed, its actions are not
@@ -144,7 +145,7 @@ class Arena:
         if not isinstance(seen, gymnasium.spaces.Box) or len(seen.shape) != 1:
             raise InputError(f"--env {name}: expected observations that are vectors, got {seen}")
         self.observations, self.actions, self._start = seen.shape[0], int(space.n), int(space.start)
-        self.goal = first.spec.reward_threshold
+        self.goal, self.longest = first.spec.reward_threshold, first.spec.max_episode_steps or 0
 
     @torch.no_grad()
     def play(self, policy: Callable[[Tensor], Tensor], seeds: Sequence[int], greedy: bool = False) -> Episodes:

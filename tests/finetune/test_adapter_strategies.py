@@ -238,9 +238,9 @@ def test_where_peft_would_compute_something_else_nothing_is_adapted():
             super().__init__(*ours, nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten())
 
     assert len(adapted(add_adapter(build(Net), Adapter()))) == 1
-    with pytest.raises(InputError, match="target 'out_proj' matches no layer that takes lora"):
+    with pytest.raises(InputError, match="targets: 'out_proj' matches no layer that takes lora"):
         add_adapter(build(vit), Adapter(targets=("out_proj",)))
-    with pytest.raises(InputError, match="target 'qkv' matches no layer that takes lora"):
+    with pytest.raises(InputError, match="targets: 'qkv' matches no layer that takes lora"):
         add_adapter(build(swin), Adapter(targets=("qkv",)))
 
 
@@ -309,7 +309,7 @@ def test_values_that_cannot_be(options, says):
     [
         (resnet, Adapter(), "fcc", r"head 'fcc' is no module of ResNet \(did you mean 'fc'\?\)"),
         (distilbert, Adapter(), "classifier", "peft would train 'pre_classifier' with the head"),
-        (llama, Adapter(targets=("q_prj",)), None, "target 'q_prj' matches no layer that takes lora"),
+        (llama, Adapter(targets=("q_prj",)), None, "targets: 'q_prj' matches no layer that takes lora"),
         (resnet, Adapter("prompt"), None, "prompt takes a model of transformers with a task, got ResNet"),
         (
             bert,

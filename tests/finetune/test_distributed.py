@@ -193,8 +193,10 @@ def test_a_lone_process_needs_no_group():
 def test_a_batch_has_something_for_each():
     parts = [Parallel(rank=rank, size=3).share(list(range(8))) for rank in range(3)]
     assert sorted(item for part in parts for item in part) == list(range(8))
-    with pytest.raises(InputError, match=r"^--batch-size: .* each of 3 processes, got a batch of 2"):
+    with pytest.raises(InputError, match=r"^--batch-size: .* each of 3 processes, got 2"):
         Parallel(rank=0, size=3).share([1, 2])
+    with pytest.raises(InputError, match=r"^--episodes: expected "):
+        Parallel(rank=0, size=3).share([1, 2], "--episodes")
 
 
 @pytest.fixture

@@ -177,5 +177,5 @@ def test_environments_that_do_not_fit_are_refused(name, words):
 
 def test_what_an_environment_is_like():
     arena = rollout.Arena("CartPole-v1", 500)
-    assert (arena.observations, arena.actions, arena.goal) == (4, 2, 475)
+    assert (arena.observations, arena.actions, arena.goal, arena.longest) == (4, 2, 475, 500)
     assert math.isclose(rollout.Arena("Acrobot-v1", 500).goal, -100)

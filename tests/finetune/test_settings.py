@@ -5,7 +5,7 @@ import pytest
 from bptools.finetune import InputError, check_settings
 
 GOOD = {
-    "data": None, "strategy": ("head", "full"), "phases": ("head:1",), "log_dir": None, "epochs": 1,
+    "data": None, "strategy": ("head", "discriminative"), "phases": ("head:1",), "log_dir": None, "epochs": 1,
     "batch_size": 1, "accumulate": 1, "lr": 0.1, "lr_decay": 0.5, "weight_decay": 0.0, "clip": 1.0, "seeds": 1,
     "seed": 0, "size": 0, "patience": 0, "workers": 0, "labels_per_class": 5, "holdout": 0.3, "ema": 0.0,
     "rank": 8, "save_every": 60.0,
@@ -31,6 +31,7 @@ LIMITS = {"holdout": (0.001, 0.999), "size": (0, 10_000), "labels_per_class": (1
         ({"strategy": ("head", "head")}, "--strategy: expected one name or more, each once"),
         ({"data": ""}, "--data: expected a file or folder"),
         ({"phases": ("head:1@inf",)}, "--phases 'head:1@inf'"),
+        ({"strategy": ("head", "full")}, "--phases: those of --strategy discriminative, got --strategy head full"),
     ],
 )
 def test_what_cannot_be_is_named(change, message):

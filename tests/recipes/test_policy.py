@@ -17,8 +17,8 @@ from bptools.finetune.verify import flatten, same
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "policy.py"
-TINY = ("--seeds", "1", "--epochs", "2", "--batch-size", "4", "--episodes", "4", "--limit", "60", "--hidden", "8",
-        "--device", "cpu")  # fmt: skip
+TINY = ("--seeds", "1", "--epochs", "2", "--batch-size", "4", "--episodes", "4", "--limit", "60", "--goal", "475",
+        "--hidden", "8", "--device", "cpu")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,7 @@ def test_a_run_ends_at_its_goal_and_says_so(policy, tmp_path, capsys):
         (["--batch-size", "1"], "error: --batch-size: expected 2 or more, got 1"),
         (["--strategy", "learnt"], "'learnt'"),
         (["--schedule", "cosin"], "'cosin'"),
+        (["--limit", "499"], "error: --limit 499: gymnasium's goal for CartPole-v1, 475, is of episodes of "),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(policy, capsys, tmp_path, args, words):
