@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bptools import check, finetune, functional, memory, nn, optim
+    from bptools import check, diagnose, finetune, functional, memory, nn, optim
     from bptools.memory import lean
     from bptools.ops import backend
 
-__all__ = ["backend", "check", "finetune", "functional", "lean", "memory", "nn", "optim"]
+__all__ = ["backend", "check", "diagnose", "finetune", "functional", "lean", "memory", "nn", "optim"]
 
 _FROM = {"backend": "bptools.ops", "lean": "bptools.memory"}
 

@@ -1,4 +1,4 @@
-"""The command line: `bptools bench`, `bptools check`, `bptools ledger`, `bptools recipes`, `bptools zoo`."""
+"""The command line: `bptools bench`, `check`, `diagnose`, `ledger`, `recipes`, `zoo`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ def main() -> None:
     if sys.argv[1:2] != ["recipes"]:  # which does without torch
         from bptools import bench
         from bptools.check import _command, matrix
+        from bptools.diagnose import _command as _diagnose
         from bptools.memory import _ledger
 
         app.command(bench.bench)
         app.command(_command.check)
+        app.command(_diagnose.diagnose)
         app.command(_ledger.ledger_command, name="ledger")
         app.command(matrix.zoo)
     app.cli(

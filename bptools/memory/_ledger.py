@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 import re
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,9 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
+
+from bptools._console import printed
+from bptools._modules import Modules
 
 from ._codecs import Bits, Narrow, narrowest
 from ._contents import Content, Plan, Saved, SavedAsItIs
@@ -93,52 +93,10 @@ class _Made:
     dtype: torch.dtype
 
 
-class _Modules:
-    """The path of the module that runs now, in this thread."""
-
-    def __init__(self) -> None:
-        self.thread, self.running, self.names = threading.get_ident(), [], weakref.WeakKeyDictionary()
-
-    @property
-    def path(self) -> str:
-        return self.names[self.running[-1]] if self.running else ""
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        before = register_module_forward_pre_hook(self._enter)
-        after = register_module_forward_hook(self._leave, always_call=True)
-        try:
-            yield
-        finally:
-            before.remove()
-            after.remove()
-
-    def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        if self._here():
-            if module not in self.names:
-                self._name(module, type(module).__name__)
-            self.running.append(module)
-
-    def _here(self) -> bool:
-        """Whether this is the thread, and not torch.compile, which reads what hooks do."""
-        return not torch.compiler.is_compiling() and threading.get_ident() == self.thread
-
-    def _name(self, module: torch.nn.Module, name: str) -> None:
-        self.names[module] = name
-        for child_name, child in module.named_children():
-            if child not in self.names:
-                self._name(child, f"{name}.{child_name}")
-
-    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if self._here() and any(m is module for m in self.running):
-            while self.running.pop() is not module:
-                pass
-
-
 class _Witness(Recorder):
     """A recorder that knows where contents were made, and the results that are still about."""
 
-    def __init__(self, modules: _Modules) -> None:
+    def __init__(self, modules: Modules) -> None:
         super().__init__()
         self.modules, self.op = modules, ""
         self.made: dict[Content, _Made] = {}
@@ -261,7 +219,7 @@ class Ledger(_Totals):
                 "ledger(): not inside lean() or another ledger(); it finds out what lean() would keep"
             )
         with contextlib.ExitStack() as stack:
-            modules = _Modules()
+            modules = Modules()
             stack.enter_context(modules.watched())
             recorder = _Witness(modules)
             stack.enter_context(record(recorder))
@@ -393,7 +351,7 @@ class Ledger(_Totals):
     def __str__(self) -> str:
         if self._rows is None:
             return "<ledger whose block has not ended>"
-        return _printed(self.table())
+        return printed(self.table())
 
     def save_png(self, path: str | Path, by: By = "module", rows: int = 24) -> None:
         """Draw a bar chart: what eager, lean and the floor keep, for each line of `table(by, rows)`.
@@ -449,14 +407,6 @@ def _size(n: float) -> str:
 
 def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _printed(table: Table, width: int = 114) -> str:
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
-    return console.file.getvalue().rstrip()
 
 
 def _draw(report: Ledger, path: Path, groups: list[_Group]) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from bptools._console import printed
 from bptools.memory import _ledger, lean
 from bptools.memory._floor import cheapest
 from bptools.memory._ledger import ledger
@@ -389,11 +390,11 @@ def test_tables(model_and_input):
     for by, rows in itertools.product(("module", "op", "tensor"), (1, 3, 100)):
         table = found.table(by, rows)
         assert table.row_count <= rows + 2
-        text = " ".join(_ledger._printed(table).split())
+        text = " ".join(printed(table).split())
         assert f"eager {_ledger._size(found.eager)}, lean {_ledger._size(found.lean)}" in text
         assert f"{found.lean / found.eager:.2f}x" in text
-    assert "more" in _ledger._printed(found.table("op", 1))
-    assert _ledger._printed(found.table()) == str(found)
+    assert "more" in printed(found.table("op", 1))
+    assert printed(found.table()) == str(found)
 
 
 def test_depth_of_modules_follows_the_number_of_rows():
