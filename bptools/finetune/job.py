@@ -69,6 +69,8 @@ class Settings:
     """How the rate goes within a phase, after a warm-up."""
     clip: float = 1.0
     """Largest gradient norm."""
+    diagnose: bool = False
+    """Log in TensorBoard, of each epoch's first step, how the gradient goes through the model, and dead units."""
     ema: float = 0.0
     """Decay of an average of the weights, which is validated, kept and tested in their place; 0: none."""
     lean: bool = False
@@ -187,7 +189,7 @@ def make_run(
 
     bar = sys.stdout.isatty() and parallel.main
     shown = {"title": f"seed {seed} {folder.name}", "items": len(data), "bar": bar}
-    taken = {name: getattr(cfg, name) for name in ("accumulate", "schedule", "patience", "save_every")}
+    taken = {name: getattr(cfg, name) for name in ("accumulate", "schedule", "patience", "save_every", "diagnose")}
     return Run(folder, stepper, phases, loader, seed=seed, **shown | taken | options)
 
 

@@ -26,6 +26,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
+from bptools.diagnose import GradientFlow
+
 from .stepper import StepResult
 
 logger = logging.getLogger("bptools.finetune")
@@ -206,6 +208,13 @@ class Monitor:
         share = min(1.0, wait / seconds) if seconds else 0.0
         self._bar.figures = {"loss": result.loss, "mean": self.mean_loss(), "lr": lr, "wait": share}
         self._bar.update(result.samples)
+
+    def flow(self, flow: GradientFlow) -> None:
+        """Log what :func:`bptools.diagnose.gradient_flow` saw of the last step."""
+        scalars = flow.scalars()
+        self._logged |= scalars
+        self._events.scalars(self.taken, scalars)
+        self._events.figure(self.taken, "gradient flow", flow.figure())
 
     def mean_loss(self) -> float:
         """Return the mean loss over the items of this epoch so far."""

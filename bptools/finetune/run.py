@@ -29,6 +29,8 @@ from typing import Any
 from torch import nn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from bptools.diagnose import gradient_flow
+
 from .batches import Batch
 from .checkpoint import (
     FileStore,
@@ -88,6 +90,7 @@ class Run:
         keep: Plain values that go into ``best.pt`` beside the weights.
         save_every: Seconds between two checkpoints.
         trial: For a trial, the most windows in an epoch; each phase then is of one epoch.
+        diagnose: Log how the gradient goes through the model, and dead units, in each epoch's first step.
         interrupt: Asked after each step; where it is true, the run saves and raises :class:`Stopped`.
         observe: Called with ``"phase"`` when a phase has been entered, ``"step"`` after each step, ``"end"`` when
             a phase ends, and the run.
@@ -122,6 +125,7 @@ class Run:
         keep: Mapping[str, Any] | None = None,
         save_every: float = 60.0,
         trial: int | None = None,
+        diagnose: bool = False,
         interrupt: Interrupt | None = None,
         observe: Observer | None = None,
     ):
@@ -130,7 +134,7 @@ class Run:
         self.folder, self.stepper, self.loader = Path(folder), stepper, loader
         self.plan = [replace(phase, epochs=1) if trial else phase for phase in phases]
         self.head, self.accumulate, self.schedule, self.seed = head, accumulate, schedule, seed
-        self.bar = bar
+        self.bar, self.diagnose = bar, diagnose
         self.keep, self.save_every, self.trial = dict(keep or {}), save_every, trial
         self.interrupt, self.observe = interrupt, observe or (lambda event, run: None)
         self.model, self.optimizer, self.parallel = stepper.model, stepper.optimizer, stepper.parallel
@@ -286,14 +290,17 @@ class Run:
         if needs_redraw(phase, self.phase_steps):
             set_trainable(self.model, phase, self.head, seed=self.seed, step=self.phase_steps)
             self.stepper.rewrap()
+        flow = gradient_flow(self.model) if self.diagnose and not self.batches else None
         try:
-            result = self.stepper.step(window)
+            result = self.stepper.step(window, flow)
         except (FloatingPointError, InputError) as error:
             self._save_before(error)
             raise
         self.taken, self.phase_steps = self.taken + 1, self.phase_steps + 1
         self.batches, self.position = self._ahead
         self.monitor.step(result, self.optimizer.param_groups, wait=self.wait)
+        if flow and not result.skipped:
+            self.monitor.flow(flow)
         self.observe("step", self)
         self._save_if_asked()
         return result

@@ -35,6 +35,8 @@ def check_settings(settings: Any, limits: Mapping[str, tuple[float, float]] | No
         raise InputError("--strategy: expected one name or more, each once")
     if parse_phases(getattr(settings, "phases", ())) and "discriminative" not in strategy:
         raise InputError(f"--phases: those of --strategy discriminative, got --strategy {' '.join(strategy)}")
+    if getattr(settings, "diagnose", False) and settings.parallel == "fsdp":
+        raise InputError("--diagnose: takes whole weights; --parallel ddp or none, got fsdp")
     if settings.log_dir and holds_run(settings.log_dir):
         where = f"--log-dir {settings.log_dir}"
         raise InputError(f"{where} holds a job; continue it with --resume, or name another folder")

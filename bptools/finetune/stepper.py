@@ -23,6 +23,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LRScheduler
 
 from bptools import memory
+from bptools.diagnose import GradientFlow, NonFiniteError, detect_nonfinite
 from bptools.optim import StepInBackward
 
 from .batches import Batch, LossFn, count_samples, split_batch, to_device
@@ -170,15 +171,20 @@ class Stepper:
         """Have the other processes know what trains, after ``requires_grad`` changed."""
         self.module = self.parallel.rewrap(self.module)
 
-    def step(self, window: Sequence[Batch]) -> StepResult:
+    def step(self, window: Sequence[Batch], watch: GradientFlow | None = None) -> StepResult:
         """Take one optimizer step on all the batches of ``window``.
 
         Where it runs out of memory, half as many samples are passed through at once, from here on, and the same
         step is taken; a warning is logged. Batch norm then normalises with fewer samples.
 
+        Args:
+            window: Batches that count as one.
+            watch: Sees the passes, and the gradient before it is clipped.
+
         Raises:
             FloatingPointError: If the gradient is not finite and no scaler is there to skip the step, or it has
-                skipped dozens in a row. Weights, optimizer, running statistics and random state are as before.
+                skipped dozens in a row. It names the operation that made the first NaN or infinity, which a second
+                pass finds. Weights, optimizer, running statistics and random state are as before.
                 Within the backward pass only the loss can be looked at.
             InputError: If one sample by itself does not fit in memory; or a batch, where the step cannot be taken
                 again: within the backward pass, and with other processes, which wait for this one.
@@ -186,16 +192,23 @@ class Stepper:
         """
         if self._in_backward and len(window) != 1:
             raise ValueError(f"window: expected one batch, as in_backward steps on each, got {len(window)}")
+        if self._in_backward and watch:
+            raise ValueError("watch: cannot be had with in_backward, which frees the gradients to be watched")
         total = self._total(window)
         measured = self.ratios_every and (self.steps + 1) % self.ratios_every == 0
         movement = Movement(self.optimizer) if measured else None
         rewind = Rewind(self.model, self.device)
         try:
-            loss = self._gradient(window, total, rewind)
+            with watch or nullcontext():
+                loss = self._gradient(window, total, rewind)
+                if watch:
+                    watch.scale = self.scaler.get_scale()
             norm, clipped, skipped = self._update(loss)
-        except (FloatingPointError, InputError):
+        except (FloatingPointError, InputError) as error:
             rewind.buffers()
             rewind.random()
+            if isinstance(error, FloatingPointError) and (origin := self._origin(window, total, rewind)):
+                raise FloatingPointError(f"{error}; {origin}") from error
             raise
         self.steps += 1
         if skipped:
@@ -246,6 +259,25 @@ class Stepper:
                 loss_sum += loss.detach() * (count / total)
                 self._backward(loss * (count / total * self.parallel.size))  # DDP and FSDP average
         return loss_sum
+
+    def _origin(self, window: Sequence[Batch], total: float, rewind: Rewind) -> str:
+        """Say where the first value that is not finite is made, by passing ``window`` through once more."""
+        if self._in_backward or self.parallel.size > 1:  # weights would be stepped, or others be waited for
+            return ""
+        words = ""
+        try:
+            with detect_nonfinite() as seen:
+                self._accumulate([p for batch in window for p in split_batch(batch, self.most)], total)
+            words = f"first infinity: {seen.infinity.brief}" if seen.infinity else ""
+        except NonFiniteError as error:
+            words = f"first NaN: {error.origin.brief}"
+            words += f"; last infinity before it: {error.infinity.brief}" if error.infinity else ""
+        except Exception:  # whatever it is, the first error is the one to be told
+            LOG.debug("where the first value that is not finite is made cannot be told", exc_info=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        rewind.buffers()
+        rewind.random()
+        return words
 
     def _backward(self, loss: Tensor) -> None:
         if not self._in_backward:

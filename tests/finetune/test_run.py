@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -196,6 +197,17 @@ def test_a_loss_that_is_not_finite_leaves_what_was_learned(tmp_path):
     loop(run := make(tmp_path / "nan"))  # with a loss that is well again
     assert run.taken == 12
     assert not run.model[0].weight.isnan().any()
+
+
+def test_gradient_flow_of_each_epochs_first_step_is_in_tensorboard_and_changes_nothing(tmp_path):
+    loop(make(tmp_path / "plain"))
+    loop(make(tmp_path / "watched", diagnose=True))
+    assert_same(tmp_path / "plain", tmp_path / "watched")
+    board = EventAccumulator(str(tmp_path / "watched")).Reload()
+    steps = [event.step for event in board.Scalars("gradient/3")]
+    assert steps == [1, 4, 7, 10]
+    assert [event.step for event in board.Images("gradient flow")] == steps
+    assert all(event.value > 0 for event in board.Scalars("output rms/0"))
 
 
 class Dying(Dataset):

@@ -39,6 +39,12 @@ def test_what_cannot_be_is_named(change, message):
         check_settings(SimpleNamespace(**GOOD | change), LIMITS)
 
 
+def test_gradient_flow_takes_whole_weights():
+    settings = SimpleNamespace(**GOOD, diagnose=True, parallel="fsdp")
+    with pytest.raises(InputError, match=r"^--diagnose: .* got fsdp"):
+        check_settings(settings)
+
+
 def test_a_folder_that_holds_a_job(tmp_path):
     settings = SimpleNamespace(**GOOD | {"log_dir": str(tmp_path)})
     check_settings(settings)

@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from bptools.diagnose import gradient_flow
 from bptools.finetune.batches import count_samples, count_tokens, split_batch, supervised, windows
 from bptools.finetune.devices import resolve_amp, resolve_device
 from bptools.finetune.distributed import Parallel
@@ -278,11 +279,50 @@ def test_without_a_scaler_a_broken_gradient_is_an_error(amp, in_backward):
     stepper.step(batches(4))
     model.factor = math.nan
     before, random = (copy.deepcopy(model), copy.deepcopy(stepper.optimizer.state_dict())), torch.get_rng_state()
-    with pytest.raises(FloatingPointError, match="loss is nan" if in_backward else "gradient norm is nan"):
+    words = r"loss is nan" if in_backward else r"gradient norm is nan.*; first NaN: aten\."
+    with pytest.raises(FloatingPointError, match=words):
         stepper.step(batches(4))
     assert_same(model, before[0])
     torch.testing.assert_close(stepper.optimizer.state_dict(), before[1], rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), random)
+
+
+class Logarithm(nn.Module):
+    def __init__(self, floor):
+        super().__init__()
+        self.linear, self.dropout, self.floor = nn.Linear(4, 4), nn.Dropout(0.5), floor
+
+    def forward(self, x):
+        return (self.dropout(self.linear(x)).abs() + self.floor).log()
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize(
+    ("floor", "words"),
+    [
+        (-9.0, "; first NaN: aten.log in Logarithm, in the forward pass, at "),
+        (0.0, "; last infinity before it: aten.log in Logarithm, in the forward pass, at "),
+    ],
+)
+def test_the_error_says_where_it_began(floor, words, lean):
+    stepper = sgd(Logarithm(floor), lean=lean)
+    with pytest.raises(FloatingPointError, match="gradient norm is nan") as caught:
+        stepper.step(batches(4, 4))
+    assert words in str(caught.value)
+    assert f"{__file__}:" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(p.grad is None for p in stepper.model.parameters())
+
+
+def test_what_watches_sees_the_gradient_before_it_is_clipped():
+    model = net()
+    flow = gradient_flow(model)
+    result = sgd(model, clip=1e-3).step(batches(4), flow)
+    seen = math.hypot(*(row.weight_gradient for row in flow.rows if row.weight_gradient))
+    assert seen == pytest.approx(result.norm, rel=1e-5)
+    assert result.clipped == 1
+    with pytest.raises(ValueError, match="watch: cannot be had with in_backward"):
+        sgd(model, in_backward=True).step(batches(4), gradient_flow(model))
 
 
 def test_frozen_parameters_are_left_out_of_the_norm():
