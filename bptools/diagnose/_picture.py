@@ -39,7 +39,7 @@ def draw_one(flow: GradientFlow, most: int) -> Figure:
             right.plot([100 * row.flat], [y], "o", ms=3.5, color=GREY)
         if row.units:
             right.barh(y, 100 * row.dead / row.units, height=0.4, color=RED)
-    right.set(xlim=(0, 100), xlabel="% of elements flat (grey), of units dead (red)")
+    right.set(xlim=(0, 100), xlabel="% of elements flat (grey),\nof units dead (red)")
     left.set_yticks(range(len(rows)), [named(row) for row in rows], fontsize=8)
     left.set_ylim(max(len(rows), 1) - 0.4, -0.6)
     for axes in (left, middle, right):
