@@ -1,9 +1,26 @@
-"""What rich would print, as text."""
+"""Tables for the terminal, and what rich would print as text; rich is imported by what needs it."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def plain_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[object]]) -> Table:
+    """Return a table without vertical lines; ``columns`` maps each heading to its justification."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for heading, justify in columns.items():
+        table.add_column(heading, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table
 
 
 def printed(renderable: Any, width: int = 114) -> str:

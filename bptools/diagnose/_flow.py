@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.utils.parametrize import is_parametrized
 
-from bptools._console import printed
+from bptools._console import plain_table, printed
 
 from ._graph import Graph
 
@@ -317,22 +317,14 @@ class GradientFlow:
         Raises:
             ValueError: if `rows` is negative.
         """
-        from rich import box
-        from rich.table import Table
-
         chosen = shown(self, rows)
         title = f"{self.name}: gradient flow"
         if self.ratio is not None:
             title += f"; norm at the first layer / at the last: {self.ratio:.2g}"
+        numbers = ("output\nrms", "gradient", "of weights,\n/ weights", "flat\n%", "dead\nunits")
+        table = _table(title, "module", numbers, [_cells(row) for row in chosen])
         left = f"{len(chosen)} of {len(self.rows)} rows; " if len(chosen) < len(self.rows) else ""
-        table = Table(
-            title=title, title_justify="left", box=box.SIMPLE_HEAD, caption=left + CAPTION, caption_justify="left"
-        )
-        table.add_column("module", overflow="fold")
-        for heading in ("output\nrms", "gradient", "of weights,\n/ weights", "flat\n%", "dead\nunits"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row in chosen:
-            table.add_row(*_cells(row))
+        table.caption = left + CAPTION
         return table
 
     def __rich__(self) -> Any:
@@ -405,20 +397,25 @@ def gradient_flow(model: nn.Module) -> GradientFlow:
 
 def comparison(flows: Sequence[GradientFlow]) -> Table:
     """A table for rich to print, with a line for each model."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="gradient flow", title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
-    table.caption = "gradient: its norm in what the last and the first layer that have parameters return"
-    table.add_column("model", overflow="fold")
-    for heading in ("layers", "gradient\nat the last", "at the\nfirst", "first\n/ last", "most dead\nunits, %"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = []
     for flow in flows:
         norms = ends(flow.rows, "gradient").values
         numbers = [f"{value:.2g}" for value in (*norms[:-2:-1], *norms[:1], flow.ratio) if value is not None]
         dead = max((100 * row.dead / row.units for row in flow.rows if row.units), default=None)
         cells = (*numbers, "", "", "")[:3]
-        table.add_row(flow.name, str(len(norms)), *cells, f"{dead:.0f}" if dead is not None else "")
+        rows.append((flow.name, len(norms), *cells, f"{dead:.0f}" if dead is not None else ""))
+    headings = ("layers", "gradient\nat the last", "at the\nfirst", "first\n/ last", "most dead\nunits, %")
+    table = _table("gradient flow", "model", headings, rows)
+    table.caption = "gradient: its norm in what the last and the first layer that have parameters return"
+    return table
+
+
+def _table(title: str, name: str, numbers: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A column of names, which may be folded, and others of numbers, which may not."""
+    table = plain_table(title, {name: "left"} | dict.fromkeys(numbers, "right"), rows)
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    table.caption_justify = "left"
     return table
 
 

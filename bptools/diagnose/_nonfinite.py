@@ -157,19 +157,18 @@ class Detector(TorchDispatchMode):
         self._last: Origin | None = None
 
     def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = _arguments(op, args, kwargs or {})
-        names = _written(op)
-        written = [a for name, a in given if name in names]
+        kwargs, names = kwargs or {}, _written(op)
+        written = [a for name, a in _arguments(op, args, kwargs) if name in names] if names else []
         before = [t for t in written if _looked_at(t) and not _is_finite(t)]
         spoiled = any(t.isnan().any() for t in before)  # so it is not known what the operation makes
-        results = op(*args, **(kwargs or {}))
+        results = op(*args, **kwargs)
         name = op.overloadpacket.__name__
         if spoiled or name in UNSET or _is_view(op):
             return results
         returned = tree_leaves(results) if op._schema.returns else written
         bad = [t for t in returned[: 1 if name.startswith(FIRST) else None] if _looked_at(t) and not _is_finite(t)]
         if bad:
-            self._judge(op, bad, given, bool(before))
+            self._judge(op, bad, _arguments(op, args, kwargs), bool(before))
         return results
 
     def _judge(self, op: OpOverload, bad: list[Tensor], given: list[tuple[str, Any]], infinite: bool) -> None:

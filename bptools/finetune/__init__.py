@@ -7,6 +7,7 @@ frozen. ``recipes/vision.py`` shows them at work.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bptools._console import plain_table
 from bptools.optim import parameter_depths
 
 from .adapters import (
@@ -28,7 +29,6 @@ from .card import (
     confusion_figure,
     log_scale,
     one_run,
-    plain_table,
     print_card,
     print_comparison,
 )

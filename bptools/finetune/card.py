@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
-from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from bptools._console import plain_table
 
 # Okabe and Ito's palette, which holds up under colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -60,16 +61,6 @@ def paired_difference(
     better = (gaps > 0 if metric.higher else gaps < 0).sum()
     ahead = f", ahead on {better} of {len(gaps)} seeds" if len(gaps) > 1 else ", one seed only"
     return f"{name} - {other}: {np.mean(gaps):+.{metric.digits}f}{spread} {unit}{ahead}"
-
-
-def plain_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[object]]) -> Table:
-    """Return a table without vertical lines; ``columns`` maps each heading to its justification."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for heading, justify in columns.items():
-        table.add_column(heading, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*map(str, row))
-    return table
 
 
 def class_table(

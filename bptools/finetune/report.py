@@ -7,7 +7,8 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from .card import plain_table
+from bptools._console import plain_table
+
 from .phases import Head, Phase, check_optimizer, cover, draw, match_parameters
 
 MOST_ROWS = 24  # about

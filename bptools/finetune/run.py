@@ -290,7 +290,8 @@ class Run:
         if needs_redraw(phase, self.phase_steps):
             set_trainable(self.model, phase, self.head, seed=self.seed, step=self.phase_steps)
             self.stepper.rewrap()
-        flow = gradient_flow(self.model) if self.diagnose and not self.batches else None
+        due = self.diagnose and not self.batches and self.parallel.main
+        flow = gradient_flow(self.model) if due else None
         try:
             result = self.stepper.step(window, flow)
         except (FloatingPointError, InputError) as error:

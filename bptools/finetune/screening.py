@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from .card import COLOURS, Metric, best_strategy, mean_spread, plain_table
+from bptools._console import plain_table
+
+from .card import COLOURS, Metric, best_strategy, mean_spread
 from .evaluation import Evaluation
 
 AUC = Metric("auc", "AUC", "", 3, top=None)

@@ -20,8 +20,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from bptools._console import plain_table
+
 from .batches import Batch
-from .card import COLOURS, plain_table
+from .card import COLOURS
 from .conll import Sentences
 from .encoders import IGNORED, labelled_outputs
 from .errors import InputError

@@ -38,9 +38,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bptools._console import plain_table
+
 from .adapters import merge_adapter
 from .batches import Batch, count_samples, map_tensors, to_device
-from .card import plain_table
 from .checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state, set_seed
 from .distributed import Parallel
 from .errors import InputError
