@@ -121,6 +121,44 @@ def test_a_unit_is_dead_if_it_is_in_every_sample_of_every_pass():
     assert seen.flat == pytest.approx((40 + 39) / 240)
 
 
+def test_a_unit_that_was_alive_in_an_earlier_pass_is_not_dead():
+    model = Functional(torch.relu)
+    with torch.no_grad():
+        model.linear.weight.copy_(torch.eye(6))
+        model.linear.bias.zero_()
+    with gradient_flow(model) as flow:
+        model(torch.ones(20, 6)).sum().backward()
+        model(-torch.ones(20, 6)).sum().backward()
+    assert row(flow, "relu()").dead == 0
+    assert row(flow, "relu()").flat == 0.5
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "flat"),
+    [
+        (torch.sigmoid, 5.0, 0),
+        (torch.sigmoid, 7.0, 1),
+        (F.hardsigmoid, 2.9, 0),
+        (torch.tanh, 2.9, 0),
+        (torch.tanh, 3.1, 1),
+    ],
+)  # the slopes: 0.0066 and 0.0009 of 0.25, 1/6 of 1/6, 0.012 and 0.0081 of 1
+def test_flat_is_a_slope_below_a_hundredth_of_the_steepest(function, x, flat):
+    model = Functional(function)
+    with torch.no_grad():
+        model.linear.weight.zero_()
+        model.linear.bias.fill_(x)
+    assert flow_of(model, torch.ones(4, 6), loss=torch.sum).rows[-1].flat == flat
+
+
+def test_norms_are_root_mean_squares_over_passes():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    with gradient_flow(model) as flow:
+        for factor in (3.0, 4.0):
+            (factor * model(torch.ones(1, 1))).sum().backward()
+    assert flow.rows[0].gradient == pytest.approx(math.sqrt((9 + 16) / 2))
+
+
 @pytest.mark.parametrize(
     ("model", "x", "units"),
     [

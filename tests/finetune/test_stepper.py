@@ -305,13 +305,14 @@ class Logarithm(nn.Module):
     ],
 )
 def test_the_error_says_where_it_began(floor, words, lean):
-    stepper = sgd(Logarithm(floor), lean=lean)
+    stepper, random = sgd(Logarithm(floor), lean=lean), torch.get_rng_state()
     with pytest.raises(FloatingPointError, match="gradient norm is nan") as caught:
         stepper.step(batches(4, 4))
     assert words in str(caught.value)
     assert f"{__file__}:" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert all(p.grad is None for p in stepper.model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_what_watches_sees_the_gradient_before_it_is_clipped():
